@@ -1,0 +1,1 @@
+"""Where images, labels and groups come from; safe decoding, content ids and splits."""

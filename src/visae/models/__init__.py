@@ -1,0 +1,1 @@
+"""Vision models behind one protocol: tokens at a site, and the network resumed from there."""

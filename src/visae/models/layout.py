@@ -1,0 +1,69 @@
+"""Which token is which: special tokens first, then patches row by row."""
+
+import dataclasses
+from typing import Literal
+
+from visae.errors import ModelError
+
+__all__ = ["Layout", "TokenPolicy"]
+
+TokenPolicy = Literal["patches", "special", "all"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Layout:
+    """The order of a model's tokens at a site."""
+
+    special: tuple[str, ...]
+    """Names of the special tokens, in order: ``cls``, ``register0``, …"""
+    grid: tuple[int, int]
+    """Rows and columns of the patch grid."""
+
+    @property
+    def n_special(self) -> int:
+        """Number of special tokens."""
+        return len(self.special)
+
+    @property
+    def n_patches(self) -> int:
+        """Number of patches."""
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def n_tokens(self) -> int:
+        """Number of tokens of one image."""
+        return self.n_special + self.n_patches
+
+    def kept(self, policy: TokenPolicy) -> slice:
+        """The tokens that a policy keeps.
+
+        Raises:
+            ModelError: when the policy keeps none of this model's tokens.
+        """
+        if policy == "special" and not self.special:
+            raise ModelError(
+                "This model has no special tokens", where="--tokens special", fix="Keep patches"
+            )
+        start = 0 if policy in ("all", "special") else self.n_special
+        stop = self.n_special if policy == "special" else self.n_tokens
+        return slice(start, stop)
+
+    def n_kept(self, policy: TokenPolicy) -> int:
+        """Number of tokens of one image that a policy keeps."""
+        kept = self.kept(policy)
+        return int(kept.stop - kept.start)
+
+    def special_index(self, name: str) -> int:
+        """Position of a special token.
+
+        Raises:
+            ModelError: when the model has no token of that name.
+        """
+        if name not in self.special:
+            have = ", ".join(self.special) or "none"
+            raise ModelError(
+                f"This model has no {name} token",
+                where=f"special tokens: {have}",
+                fix="Use patches",
+            )
+        return self.special.index(name)

@@ -1,0 +1,102 @@
+"""The ``VisionModel`` extension point: record tokens at sites, and resume from one of them.
+
+A site is written ``residual@9``, ``mlp@9``, ``attention@9`` (0-based block index; residual is the
+block's output) or as a module path. Tokens always have the model's ``Layout``: special tokens
+first, then patches row by row.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple, Protocol, runtime_checkable
+
+from jaxtyping import Float
+from torch import Tensor
+
+from visae.models.layout import Layout
+from visae.models.preprocessing import Preprocessing
+
+__all__ = ["ModelIdentity", "Output", "Trace", "VisionModel"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelIdentity:
+    """Which model it is, for every file derived from it."""
+
+    name: str
+    """Adapter and architecture: ``timm/vit_small_patch14_dinov2``."""
+    title: str
+    """What to call it in figures and reports."""
+    weights_sha256: str
+    """Hash over names, dtypes, shapes and bytes of every tensor of the model."""
+
+    def same_weights(self, other: "ModelIdentity") -> bool:
+        """Whether both have the same tensors."""
+        return self.weights_sha256 == other.weights_sha256
+
+
+class Output(NamedTuple):
+    """What the whole network gives for a batch of images."""
+
+    tokens: Float[Tensor, "image token d_out"]
+    """Final tokens, after the last norm."""
+    logits: Float[Tensor, "image class"] | None
+    """The model's own classification head, where it has one."""
+
+
+class Trace(NamedTuple):
+    """One forward pass, kept so that the network can be resumed."""
+
+    tokens: Mapping[str, Float[Tensor, "image token d_model"]]
+    """Activations at each site asked for."""
+    entry: Mapping[str, Tensor]
+    """For each site, what the part of the network that is run again starts from."""
+    output: Output
+    """The output of the unedited pass."""
+
+    def repeat(self, site: str, n_copies: int) -> "Trace":
+        """The same images ``n_copies`` times, copy after copy, for one site (no output kept)."""
+        entry = self.entry[site]
+        return Trace(
+            tokens={},
+            entry={site: entry.repeat(n_copies, *(1,) * (entry.ndim - 1))},
+            output=self.output,
+        )
+
+
+@runtime_checkable
+class VisionModel(Protocol):
+    """A frozen vision model. Implementations never train and never change their weights."""
+
+    @property
+    def identity(self) -> ModelIdentity:
+        """Name, title and weight hash."""
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """How images become its input."""
+
+    @property
+    def sites(self) -> Sequence[str]:
+        """The named sites; module paths are accepted besides."""
+
+    def layout(self, site: str) -> Layout:
+        """Token layout at a site.
+
+        Raises:
+            ModelError: when there is no such site (with the nearest ones).
+        """
+
+    def d_model(self, site: str) -> int:
+        """Width of the activations at a site."""
+
+    def trace(self, pixels: Float[Tensor, "image 3 height width"], sites: Sequence[str]) -> Trace:
+        """Activations at some sites and the output, from one forward pass."""
+
+    def resume(
+        self, trace: Trace, site: str, tokens: Float[Tensor, "image token d_model"]
+    ) -> Output:
+        """The output when the activations at ``site`` are ``tokens``.
+
+        With the trace's own tokens this is the plain forward pass, bit for bit on the CPU.
+        """

@@ -1,0 +1,36 @@
+"""One writer a folder: a lock file that a killed process releases by dying."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from visae.errors import StoreError
+from visae.storage.atomic import disk_errors
+
+__all__ = ["exclusive"]
+
+
+@contextlib.contextmanager
+def exclusive(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock for the block.
+
+    Raises:
+        StoreError: when another process writes this folder now.
+    """
+    import filelock
+
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(folder / ".lock", blocking=False)
+        try:
+            lock.acquire()
+        except filelock.Timeout as failure:
+            raise StoreError(
+                "Another process is writing this folder",
+                where=folder,
+                fix="Wait for it to end, or choose another --out",
+            ) from failure
+    try:
+        yield
+    finally:
+        lock.release()
