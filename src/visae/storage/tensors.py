@@ -31,9 +31,21 @@ def write_tensors(folder: Path, name: str, tensors: "Mapping[str, Tensor]") -> F
     """Write named tensors to ``folder/name`` and return what proves the file whole."""
     from safetensors.torch import save
 
-    data = save({key: value.detach().cpu().contiguous() for key, value in tensors.items()})
+    data = save(_own_storages(tensors))
     write_bytes(folder / name, data)
     return FileRef(name=name, n_bytes=len(data), sha256=hash_bytes(data))
+
+
+def _own_storages(tensors: "Mapping[str, Tensor]") -> "dict[str, Tensor]":
+    """The tensors on the CPU, contiguous, and copied where two share memory."""
+    own: dict[str, Tensor] = {}
+    seen = set()
+    for name, tensor in tensors.items():
+        plain = tensor.detach().cpu().contiguous()
+        address = plain.untyped_storage().data_ptr()
+        own[name] = plain.clone() if address in seen else plain
+        seen.add(address)
+    return own
 
 
 def read_tensors(path: Path, *, error: type[VisaeError] = StoreError) -> "dict[str, Tensor]":
