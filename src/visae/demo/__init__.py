@@ -1,0 +1,1 @@
+"""All eight verbs on a real pretrained model and real images, with PyPI alone."""
