@@ -30,6 +30,8 @@ class Preprocessing:
     """Height and width of the input in pixels."""
     crop_share: float = 1.0
     """Share of the resized image's shorter side that the centre crop keeps."""
+    crop: Literal["center", "squash"] = "center"
+    """Keep the aspect ratio and crop at the centre, or squash the whole image into ``size``."""
     interpolation: Interpolation = "bicubic"
     """Resampling filter of the resize."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
@@ -54,6 +56,8 @@ class Preprocessing:
         from PIL import Image
 
         height, width = self.size
+        if self.crop == "squash":
+            return image.resize((width, height), Image.Resampling[self.interpolation.upper()])
         cover = math.floor(height / self.crop_share), math.floor(width / self.crop_share)
         scale = max(cover[0] / image.height, cover[1] / image.width)
         target = (

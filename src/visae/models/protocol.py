@@ -5,34 +5,17 @@ block's output) or as a module path. Tokens always have the model's ``Layout``: 
 first, then patches row by row.
 """
 
-import dataclasses
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor
 
+from visae.models.config import ModelIdentity
 from visae.models.layout import Layout
 from visae.models.preprocessing import Preprocessing
 
-__all__ = ["ModelIdentity", "Output", "Trace", "VisionModel"]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ModelIdentity:
-    """Which model it is, for every file derived from it."""
-
-    name: str
-    """Adapter and architecture: ``timm/vit_small_patch14_dinov2``."""
-    title: str
-    """What to call it in figures and reports."""
-    weights_sha256: str
-    """Hash over names, dtypes, shapes and bytes of every tensor of the model."""
-
-    def same_weights(self, other: "ModelIdentity") -> bool:
-        """Whether both have the same tensors."""
-        return self.weights_sha256 == other.weights_sha256
+__all__ = ["Output", "Trace", "VisionModel"]
 
 
 class Output(NamedTuple):

@@ -1,0 +1,1 @@
+"""Activation stores: the format, recording, reading, and ordered and shuffled loading."""

@@ -1,0 +1,114 @@
+"""Statistics of a site's activations, accumulated in float64 while they pass by.
+
+Sums of shards are added in shard order, so that an interrupted and resumed recording has the
+same statistics bit for bit.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Iterable, Mapping
+
+import torch
+from jaxtyping import Float, Float64
+from torch import Tensor
+
+from visae.errors import StoreError
+
+__all__ = ["SiteStatistics", "partial_sums"]
+
+_NORM_EDGES = torch.logspace(-4, 6, 1001, dtype=torch.float64)
+
+
+def partial_sums(
+    activations: Float[Tensor, "image token d_model"],
+) -> dict[str, Float64[Tensor, "..."]]:
+    """Sums over the tokens of a shard, from which every statistic is made."""
+    values = activations.double()
+    flat = values.flatten(0, 1)
+    norms = flat.norm(dim=1).clamp(_NORM_EDGES[0], _NORM_EDGES[-1])
+    return {
+        "n_images": torch.tensor([float(values.shape[0])], dtype=torch.float64),
+        "position_sum": values.sum(0),
+        "square_sum": flat.square().sum(0),
+        "norm_histogram": torch.histogram(norms, _NORM_EDGES).hist,
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class SiteStatistics:
+    """What is known of the activations at one site, over all recorded tokens."""
+
+    n_images: int
+    """Images recorded."""
+    position_sum: Float64[Tensor, "token d_model"]
+    """Sum over images, for each kept token position."""
+    square_sum: Float64[Tensor, " d_model"]
+    """Sum of squares over all tokens."""
+    norm_histogram: Float64[Tensor, " bin"]
+    """Tokens by norm, in 1000 logarithmic bins from 1e-4 to 1e6."""
+
+    @classmethod
+    def merge(cls, shards: Iterable[Mapping[str, Tensor]]) -> "SiteStatistics":
+        """Add the partial sums of shards, in order.
+
+        Raises:
+            StoreError: when there is no shard.
+        """
+        parts = list(shards)
+        if not parts:
+            raise StoreError("There are no shards to take statistics of", fix="Record images first")
+        total = {k: functools.reduce(torch.add, (part[k] for part in parts)) for k in parts[0]}
+        return cls(
+            n_images=int(total["n_images"].item()),
+            position_sum=total["position_sum"],
+            square_sum=total["square_sum"],
+            norm_histogram=total["norm_histogram"],
+        )
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens recorded."""
+        return self.n_images * self.position_sum.shape[0]
+
+    @property
+    def mean(self) -> Float64[Tensor, " d_model"]:
+        """Mean activation."""
+        return self.position_sum.sum(0) / self.n_tokens
+
+    @property
+    def position_mean(self) -> Float64[Tensor, "token d_model"]:
+        """Mean activation at each kept token position."""
+        return self.position_sum / self.n_images
+
+    @property
+    def variance(self) -> Float64[Tensor, " d_model"]:
+        """Variance of each dimension."""
+        return (self.square_sum / self.n_tokens - self.mean.square()).clamp_min(0.0)
+
+    @property
+    def scale(self) -> float:
+        """The scalar s that makes the mean squared norm of (x − mean)/s equal to d_model.
+
+        Raises:
+            StoreError: when all activations are equal.
+        """
+        scale = float(self.variance.mean().sqrt())
+        if scale <= 0.0:
+            raise StoreError(
+                "All activations of this site are equal",
+                fix="Record another site, or other images",
+            )
+        return scale
+
+    @property
+    def outlier_dimensions(self) -> list[int]:
+        """Dimensions whose mean square is more than 50 times the median one."""
+        power = self.square_sum / self.n_tokens
+        return [int(i) for i in torch.nonzero(power > 50 * power.median()).flatten()]
+
+    def norm_quantile(self, q: float) -> float:
+        """Quantile of the token norms, to the width of a histogram bin (2.3 %)."""
+        cumulative = self.norm_histogram.cumsum(0)
+        target = torch.tensor(q * float(cumulative[-1]), dtype=torch.float64)
+        index = int(torch.searchsorted(cumulative, target).clamp(max=len(cumulative) - 1))
+        return float(_NORM_EDGES[index + 1])

@@ -1,0 +1,242 @@
+"""Reading an activation store: what it holds, one shard at a time, checked when asked."""
+
+import functools
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from visae.activations.format import ShardRecord, SiteRecord, StoreRecord, shard_name
+from visae.activations.statistics import SiteStatistics
+from visae.errors import StoreError, nearest_names
+from visae.images.catalog import ImageTable
+from visae.models.config import ModelConfig
+from visae.storage.hashing import hash_json
+from visae.storage.portable import resolve_portable
+from visae.storage.records import read_record
+from visae.storage.tensors import read_tensors, verify_file
+
+__all__ = ["ActivationStore", "Shard"]
+
+
+class Shard(NamedTuple):
+    """Activations of whole images, in recording order."""
+
+    first_image: int
+    """Row of its first image in the store."""
+    activations: Float[Tensor, "image token d_model"]
+    """In the store's number format."""
+
+
+class ActivationStore:
+    """A complete activation store, opened for reading.
+
+    Raises:
+        StoreError: when there is no store, it is incomplete (saying what is missing), or one of
+            its files is missing, cut short or altered.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = Path(folder)
+        if not (self.folder / "store.json").is_file():
+            raise StoreError(
+                "There is no activation store here",
+                where=folder,
+                fix="Make one with: visae record --images SRC --model NAME --out DIR",
+            )
+        self.record = read_record(StoreRecord, self.folder / "store.json", error=StoreError)
+        if missing := self.missing_shards():
+            raise StoreError(
+                f"This store is incomplete: {len(missing)} of {self.record.n_shards} shards are "
+                f"missing ({', '.join(map(str, missing[:5]))}{'…' if len(missing) > 5 else ''})",
+                where=folder,
+                fix="Run the same visae record command again; it resumes",
+            )
+        self._shards = [self._shard_record(i) for i in range(self.record.n_shards)]
+
+    @property
+    def model(self) -> ModelConfig:
+        """How to load the model again."""
+        weights = self.record.weights
+        return ModelConfig(
+            model=self.record.model,
+            weights=None if weights is None else resolve_portable(weights, self.folder),
+            image_size=self.record.image_size,
+            title=self.record.identity.title,
+        )
+
+    @property
+    def n_images(self) -> int:
+        """Images in the store (skipped ones excluded)."""
+        return sum(len(shard.content_ids) for shard in self._shards)
+
+    @property
+    def sites(self) -> list[str]:
+        """The recorded sites."""
+        return [site.name for site in self.record.sites]
+
+    def n_tokens(self, site: str) -> int:
+        """Tokens recorded at a site."""
+        return self.n_images * self.tokens_per_image(site)
+
+    def tokens_per_image(self, site: str) -> int:
+        """Kept tokens of one image at a site."""
+        return self.site(site).layout.n_kept(self.record.tokens)
+
+    @functools.cached_property
+    def images(self) -> ImageTable:
+        """Content ids, references, labels and groups of the images, in row order."""
+        return ImageTable(
+            content_ids=self._column("content_ids"),
+            refs=self._column("refs"),
+            labels=self._column("labels"),
+            groups=self._column("groups"),
+        )
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """Hash of the images and activations: equal for equal recordings, wherever they are."""
+        shards = [
+            [shard.content_ids, [shard.files[site].sha256 for site in sorted(shard.files)]]
+            for shard in self._shards
+        ]
+        return hash_json(shards)
+
+    def site(self, name: str) -> SiteRecord:
+        """The record of a site.
+
+        Raises:
+            StoreError: when the site was not recorded (naming those that were).
+        """
+        for site in self.record.sites:
+            if site.name == name:
+                return site
+        raise StoreError(
+            f"This store has no site {name}",
+            where=self.folder,
+            fix=f"Use one of its sites: {nearest_names(name, self.sites)}",
+        )
+
+    def only_site(self) -> str:
+        """The store's site, when it has just one.
+
+        Raises:
+            StoreError: when there are several, and so one must be named.
+        """
+        if len(self.sites) != 1:
+            raise StoreError(
+                "This store has several sites",
+                where=self.folder,
+                fix=f"Name one with --site: {', '.join(self.sites)}",
+            )
+        return self.sites[0]
+
+    def statistics(self, site: str) -> SiteStatistics:
+        """Mean, scale, norms and outlier dimensions of a site, over the whole store."""
+        self.site(site)
+        prefix = f"{site}/"
+        parts = []
+        for index in range(len(self._shards)):
+            sums = read_tensors(self.folder / "shards" / f"{shard_name(index)}.safetensors")
+            parts.append({k[len(prefix) :]: v for k, v in sums.items() if k.startswith(prefix)})
+        return SiteStatistics.merge(parts)
+
+    def n_images_in_shard(self, index: int) -> int:
+        """Images in one shard."""
+        return len(self._shards[index].content_ids)
+
+    @property
+    def n_shards(self) -> int:
+        """Number of shards."""
+        return len(self._shards)
+
+    def shard(self, site: str, index: int) -> Shard:
+        """One shard of a site, read whole.
+
+        Raises:
+            StoreError: when its file is missing, cut short or has another shape.
+        """
+        expected = self._expected_shape(site, index)
+        path = self.folder / site / f"{shard_name(index)}.safetensors"
+        activations = read_tensors(path).get("activations")
+        if activations is None or tuple(activations.shape) != expected:
+            found = None if activations is None else tuple(activations.shape)
+            raise StoreError(
+                f"This shard holds {found} instead of {expected}",
+                where=path,
+                fix="It was altered: delete its shards/*.json and record again",
+            )
+        return Shard(first_image=self._first_image(index), activations=activations)
+
+    def shards(self, site: str) -> Iterator[Shard]:
+        """Every shard of a site, in order."""
+        for index in range(self.n_shards):
+            yield self.shard(site, index)
+
+    def rows(
+        self, site: str, shard: int, start: int, stop: int
+    ) -> Float[Tensor, "image token d_model"]:
+        """Some images of a shard, read without the rest of the file."""
+        from safetensors import SafetensorError, safe_open
+
+        path = self.folder / site / f"{shard_name(shard)}.safetensors"
+        try:
+            with safe_open(path, framework="pt") as file:
+                rows: Tensor = file.get_slice("activations")[start:stop]
+        except (OSError, SafetensorError) as failure:
+            raise StoreError(
+                f"This is not a whole shard: {failure}",
+                where=path,
+                fix="It was altered or cut short: delete its shards/*.json and record again",
+            ) from failure
+        return rows
+
+    def missing_shards(self) -> list[int]:
+        """Shards that are not written yet."""
+        return [
+            index
+            for index in range(self.record.n_shards)
+            if not (self.folder / "shards" / f"{shard_name(index)}.json").is_file()
+        ]
+
+    def verify(self) -> None:
+        """Compare every file with its recorded size and checksum, and look for non-finite values.
+
+        Raises:
+            StoreError: naming the first file that differs and what to do.
+        """
+        for record in self._shards:
+            for ref in (*record.files.values(), record.statistics):
+                verify_file(self.folder, ref)
+            for site in self.sites:
+                if not torch.isfinite(self.shard(site, record.index).activations).all():
+                    raise StoreError(
+                        "A shard holds NaN or infinite activations",
+                        where=self.folder / record.files[site].name,
+                        fix="Record again with --dtype float32",
+                    )
+
+    def _column(self, name: str) -> tuple[Any, ...]:
+        return tuple(itertools.chain.from_iterable(getattr(s, name) for s in self._shards))
+
+    def _first_image(self, index: int) -> int:
+        return sum(len(shard.content_ids) for shard in self._shards[:index])
+
+    def _expected_shape(self, site: str, index: int) -> tuple[int, int, int]:
+        record = self.site(site)
+        return (self.n_images_in_shard(index), self.tokens_per_image(site), record.d_model)
+
+    def _shard_record(self, index: int) -> ShardRecord:
+        path = self.folder / "shards" / f"{shard_name(index)}.json"
+        record = read_record(ShardRecord, path, error=StoreError)
+        if record.index != index or set(record.files) != set(self.sites):
+            raise StoreError(
+                "This shard belongs to another recording",
+                where=path,
+                fix="Delete the folder and record again",
+            )
+        return record

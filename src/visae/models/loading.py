@@ -1,0 +1,122 @@
+"""From a ``ModelConfig`` to a frozen ``VisionModel``: local weights first, else the hub."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any, cast
+
+import timm
+import torch
+from timm.data.config import resolve_data_config
+
+from visae.errors import ModelError, nearest_names
+from visae.models.config import ModelConfig
+from visae.models.protocol import VisionModel
+from visae.models.timm_models import TimmModel
+from visae.storage.hub import hub_access
+from visae.storage.tensors import read_tensors
+
+__all__ = ["choose_device", "load_model"]
+
+_PREFIX = "timm/"
+
+
+def choose_device(device: str) -> torch.device:
+    """``auto`` is the GPU where there is one, else the CPU.
+
+    Raises:
+        ModelError: when the device named is not on this machine.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as failure:
+        reason = str(failure).splitlines()[0]
+        raise ModelError(
+            f"Cannot use device {device}: {reason}", fix="Use --device cpu or auto"
+        ) from failure
+    return torch.device(device)
+
+
+def load_model(config: ModelConfig, *, device: str = "auto") -> VisionModel:
+    """A frozen model in evaluation mode, in float32, on a device.
+
+    Raises:
+        ModelError: for an unknown name (with the nearest ones), weights that do not fit, a hub
+            that cannot be reached, or an image size the model cannot take.
+    """
+    name = config.model.removeprefix(_PREFIX)
+    if not timm.is_model(name):
+        raise ModelError(
+            f"There is no timm model named {name}",
+            where="--model",
+            fix=f"Use one of the nearest names: {nearest_names(name, timm.list_models())}",
+        )
+    network = _build(name, config)
+    network.eval().requires_grad_(False).to(choose_device(device))
+    return TimmModel(
+        network,
+        name=_PREFIX + name,
+        title=config.title or name,
+        data_config=cast(Any, resolve_data_config)(_input_size(config), model=network),
+    )
+
+
+def _input_size(config: ModelConfig) -> dict[str, Any]:
+    """The input size asked for, if any; the model's own preprocessing decides the rest."""
+    size = config.image_size
+    return {} if size is None else {"input_size": (3, size, size)}
+
+
+def _build(name: str, config: ModelConfig) -> torch.nn.Module:
+    options: dict[str, Any] = {"pretrained": True}
+    if config.weights is not None:
+        options |= _local_weights(name, config.weights)
+    try:
+        with hub_access() as online:
+            return _create(name, config.image_size, options)
+    except FileNotFoundError as failure:
+        problem = "does not have these weights" if online else "cannot be reached"
+        raise ModelError(
+            f"The weights of {name} are not in the local cache and the model hub {problem}",
+            where="--model",
+            fix="Connect to the network, or give a safetensors file with --weights",
+        ) from failure
+    except (RuntimeError, ValueError, AssertionError, TypeError, KeyError) as failure:
+        lines = [line.strip() for line in str(failure).splitlines() if line.strip()]
+        raise ModelError(
+            f"Cannot build {name} with these weights: {' '.join(lines[:4])[:600]}",
+            where=config.weights or "--model",
+            fix="Give weights with this model's own tensor names and shapes, "
+            "and an image size it can take",
+        ) from failure
+
+
+def _create(name: str, image_size: int | None, options: dict[str, Any]) -> torch.nn.Module:
+    if image_size is None:
+        return timm.create_model(name, **options)
+    try:
+        return timm.create_model(name, img_size=image_size, **options)
+    except TypeError:  # a convolutional model takes any size and has no such argument
+        return timm.create_model(name, **options)
+
+
+def _local_weights(name: str, path: Path) -> dict[str, Any]:
+    """Options that make timm load a local file strictly, with its head's own class count."""
+    if path.suffix != ".safetensors":
+        raise ModelError(
+            "Weights are read from safetensors files only",
+            where=path,
+            fix="Convert the file with safetensors.torch.save_file; pickles are never opened",
+        )
+    state = read_tensors(path, error=ModelError)
+    known = timm.get_pretrained_cfg(name) or timm.models.PretrainedCfg()
+    classifier = known.classifier if isinstance(known.classifier, str) else None
+    weight = state.get(f"{classifier}.weight")
+    n_classes = 0 if weight is None else int(weight.shape[0])
+    overlay = {"state_dict": state, "num_classes": n_classes}
+    fields = {f.name for f in dataclasses.fields(known)}
+    return {
+        "num_classes": n_classes,
+        "pretrained_cfg_overlay": {k: v for k, v in overlay.items() if k in fields},
+    }

@@ -1,0 +1,1 @@
+"""Sparse autoencoders: the module, sparsity kinds, losses, initialisation and the checkpoint."""

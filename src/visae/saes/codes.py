@@ -1,0 +1,74 @@
+"""Sparse codes: the active features of tokens, as compressed sparse rows."""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+__all__ = ["SparseCodes"]
+
+
+class SparseCodes(NamedTuple):
+    """Indices and values of the active features of some tokens (CSR).
+
+    Token t has the entries ``offsets[t]`` to ``offsets[t + 1]`` of ``features`` and ``values``.
+    """
+
+    offsets: Int64[Tensor, " token_plus_one"]
+    """Where each token's entries start; the last element is the number of entries."""
+    features: Int64[Tensor, " entry"]
+    """Feature of each entry."""
+    values: Float[Tensor, " entry"]
+    """Feature activation of each entry, above zero."""
+    n_features: int
+    """Width of the codes."""
+
+    @property
+    def n_tokens(self) -> int:
+        """Number of tokens."""
+        return self.offsets.shape[0] - 1
+
+    @property
+    def counts(self) -> Int64[Tensor, " token"]:
+        """Active features of each token (its L0)."""
+        return self.offsets.diff()
+
+    @property
+    def tokens(self) -> Int64[Tensor, " entry"]:
+        """Token of each entry."""
+        index = torch.arange(self.n_tokens, device=self.offsets.device)
+        return index.repeat_interleave(self.counts)
+
+    @classmethod
+    def from_dense(cls, dense: Float[Tensor, "token feature"]) -> "SparseCodes":
+        """The entries above zero of dense feature activations."""
+        tokens, features = torch.nonzero(dense > 0, as_tuple=True)
+        return cls.from_entries(tokens, features, dense[tokens, features], tuple(dense.shape))
+
+    @classmethod
+    def from_entries(
+        cls,
+        tokens: Int64[Tensor, " entry"],
+        features: Int64[Tensor, " entry"],
+        values: Float[Tensor, " entry"],
+        shape: tuple[int, ...],
+    ) -> "SparseCodes":
+        """Codes of ``shape`` (token, feature) from entries already in token order."""
+        counts = torch.bincount(tokens, minlength=shape[0])
+        offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+        return cls(offsets, features, values, shape[1])
+
+    def dense(self) -> Float[Tensor, "token feature"]:
+        """All feature activations, zeros included."""
+        result = self.values.new_zeros(self.n_tokens, self.n_features)
+        return result.index_put((self.tokens, self.features), self.values)
+
+    def max_per_image(self, tokens_per_image: int) -> "SparseCodes":
+        """Largest activation of each feature over the tokens of each image."""
+        images = self.tokens // tokens_per_image
+        keys, inverse = torch.unique(images * self.n_features + self.features, return_inverse=True)
+        largest = self.values.new_zeros(keys.shape[0])
+        largest.scatter_reduce_(0, inverse, self.values, "amax")
+        shape = (self.n_tokens // tokens_per_image, self.n_features)
+        return self.from_entries(keys // self.n_features, keys % self.n_features, largest, shape)

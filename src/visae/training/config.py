@@ -1,0 +1,117 @@
+"""What a training run is: the SAEs of the group, and the loop they share."""
+
+import dataclasses
+from typing import Literal
+
+from visae.errors import ConfigError
+from visae.saes.config import SAEConfig, matryoshka_prefixes
+from visae.saes.sparsity import BatchTopK, Sparsity
+
+__all__ = ["Control", "RunConfig", "TrainConfig"]
+
+Control = Literal["none", "untrained", "random-activations"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """One SAE of the group."""
+
+    name: str
+    """Name of its folder."""
+    n_features: int
+    """Number of features."""
+    sparsity: Sparsity = dataclasses.field(default_factory=BatchTopK)
+    """Which pre-activations survive."""
+    matryoshka: bool = True
+    """Whether nested prefixes of the features must reconstruct too."""
+    seed: int = 0
+    """Seed of its initialisation."""
+    learning_rate: float | None = None
+    """Peak learning rate; without it, 2e-4 · √(16384 / n_features) (2406.04093)."""
+    control: Control = "none"
+    """``untrained``: random directions; ``random-activations``: a dictionary of activations."""
+
+    def __post_init__(self) -> None:
+        if self.learning_rate is not None and not self.learning_rate > 0:
+            raise ConfigError(
+                f"learning_rate is {self.learning_rate}",
+                where=self.name,
+                fix="Give a number above zero, or none for the default",
+            )
+
+    @property
+    def peak_learning_rate(self) -> float:
+        """The learning rate in force after warm-up."""
+        return self.learning_rate or 2e-4 * (16384 / self.n_features) ** 0.5
+
+    def sae_config(self, d_model: int) -> SAEConfig:
+        """The SAE's shape for activations of some width."""
+        return SAEConfig(
+            d_model=d_model,
+            n_features=self.n_features,
+            sparsity=self.sparsity,
+            prefixes=matryoshka_prefixes(self.n_features) if self.matryoshka else (),
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """The loop that all SAEs of a group share."""
+
+    n_tokens: int = 100_000_000
+    """Tokens to train on, repetitions counted."""
+    batch_size: int = 4096
+    """Tokens in a batch."""
+    data_seed: int = 0
+    """Seed of the order of the tokens."""
+    buffer_bytes: int = 2**30
+    """Memory for the loader's mixing buffer."""
+    warmup_steps: int | None = None
+    """Steps of linear warm-up; without it, 1 000 or 5 % of the run, whichever is less."""
+    decay_share: float = 0.2
+    """Share of the run, at its end, over which the learning rate falls to zero."""
+    clip_norm: float = 1.0
+    """Largest gradient norm."""
+    auxk_alpha: float = 1 / 32
+    """Weight of the dead features' loss; 0 turns it off."""
+    n_dead_tokens: int | None = None
+    """Tokens without firing after which a feature is dead; without it, 10 M or a tenth."""
+    log_steps: int = 20
+    """Steps between lines of ``metrics.jsonl``."""
+    checkpoint_seconds: float = 120.0
+    """Seconds between the points from which an interrupted run resumes."""
+
+    def __post_init__(self) -> None:
+        if min(self.n_tokens, self.batch_size, self.log_steps) < 1:
+            raise ConfigError(
+                "n_tokens, batch_size and log_steps must be positive",
+                where=f"n_tokens {self.n_tokens}, batch_size {self.batch_size}",
+                fix="Give numbers above zero",
+            )
+        if self.n_tokens < self.batch_size:
+            raise ConfigError(
+                f"n_tokens {self.n_tokens} is less than one batch of {self.batch_size}",
+                fix="Train on more tokens or with smaller batches",
+            )
+        if not 0 <= self.decay_share <= 1:
+            raise ConfigError(f"decay_share is {self.decay_share}", fix="Give a share in [0, 1]")
+
+    @property
+    def n_steps(self) -> int:
+        """Optimisation steps."""
+        return self.n_tokens // self.batch_size
+
+    @property
+    def dead_after(self) -> int:
+        """Tokens without firing after which a feature counts as dead."""
+        return self.n_dead_tokens or min(10_000_000, max(1, self.n_tokens // 10))
+
+    def rate_factor(self, step: int) -> float:
+        """Learning rate of a step (from 0) as a share of its peak: warm-up, flat, decay."""
+        warmup = self.warmup_steps
+        if warmup is None:
+            warmup = min(1000, self.n_steps // 20)
+        rise = min(1.0, (step + 1) / (warmup + 1))
+        decay_steps = max(1, round(self.n_steps * self.decay_share))
+        fall = min(1.0, (self.n_steps - step) / decay_steps)
+        return rise * fall

@@ -1,0 +1,145 @@
+"""One SAE in training: its optimiser, its dead features, one step, and its state on disk."""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from visae.errors import StoreError
+from visae.saes.initialise import Rows, initialise
+from visae.saes.losses import batch_loss
+from visae.saes.sae import SAE
+from visae.training.config import Control, RunConfig, TrainConfig
+
+__all__ = ["StepFigures", "Trainee"]
+
+_LONGEST_MEMORY = 1000.0  # batches; an exponential mean of decay 0.999
+
+
+class StepFigures(NamedTuple):
+    """What one step has shown, as numbers."""
+
+    loss: float
+    """The optimised loss."""
+    nmse: float
+    """Σ‖x−x̂‖² / Σ‖x−x̄‖² of the batch, by the whole dictionary."""
+    l0: float
+    """Active features per token."""
+    auxk: float
+    """Loss of the dead features."""
+
+
+class Trainee:
+    """An SAE, its Adam state, its threshold's running mean and when each feature last fired."""
+
+    def __init__(self, sae: SAE, run: RunConfig, config: TrainConfig) -> None:
+        self.sae, self.run, self._config = sae, run, config
+        self._parameters = [sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec]
+        self._optimiser = torch.optim.Adam(
+            self._parameters, lr=run.peak_learning_rate, eps=6.25e-10, fused=True
+        )
+        self.tokens_since_fired = torch.zeros(sae.n_features, dtype=torch.int64)
+        self._n_thresholds = 0
+
+    def start(self, sample: Float[Tensor, "token d_model"]) -> None:
+        """Initialise the weights, and the threshold, from raw activations."""
+        rows: dict[Control, Rows] = {
+            "none": "mixed",
+            "untrained": "random",
+            "random-activations": "data",
+        }
+        initialise(self.sae, sample, rows=rows[self.run.control], seed=self.run.seed)
+        with torch.no_grad():
+            pre = self.sae.pre_activations(self.sae.normalise(sample))
+            self._observe_threshold(self.sae.config.sparsity.select(pre).values)
+
+    @property
+    def dead(self) -> Bool[Tensor, " feature"]:
+        """Features that have not fired for long enough to count as dead."""
+        return self.tokens_since_fired > self._config.dead_after
+
+    def step(self, x: Float[Tensor, "token d_model"], rate_factor: float) -> StepFigures:
+        """One optimisation step on a batch of raw activations.
+
+        Raises:
+            StoreError: when the loss is not finite; the weights are those before the step.
+        """
+        loss = batch_loss(self.sae, x, self.dead, auxk_alpha=self._config.auxk_alpha)
+        if not torch.isfinite(loss.total):
+            raise StoreError(
+                f"The loss of {self.run.name} is {float(loss.total)}",
+                fix="Look for NaN in the store with visae doctor, or lower the learning rate",
+            )
+        self._optimiser.zero_grad()
+        torch.autograd.backward(loss.total)
+        self._project_and_clip()
+        self._set_rate(self.run.peak_learning_rate * rate_factor)
+        self._optimiser.step()
+        self._renormalise()
+        self._observe_threshold(loss.codes.values)
+        self._observe_firing(loss.codes.features, x.shape[0])
+        spread = self.sae.normalise(x)
+        spread = (spread - spread.mean(0)).square().mean()
+        return StepFigures(
+            loss=float(loss.total),
+            nmse=float(loss.reconstruction / spread),
+            l0=loss.codes.values.numel() / x.shape[0],
+            auxk=float(loss.auxk),
+        )
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything that a resumed run needs, as tensors."""
+        state = {f"sae.{name}": tensor for name, tensor in self.sae.state_dict().items()}
+        for index, parameter in enumerate(self._parameters):
+            for name, value in self._optimiser.state.get(parameter, {}).items():
+                state[f"adam.{index}.{name}"] = torch.as_tensor(value)
+        state["tokens_since_fired"] = self.tokens_since_fired
+        state["n_thresholds"] = torch.tensor(self._n_thresholds)
+        return state
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Continue from what ``state`` gave."""
+        weights = {k.removeprefix("sae."): v for k, v in state.items() if k.startswith("sae.")}
+        self.sae.load_state_dict(weights, strict=True)
+        for index, parameter in enumerate(self._parameters):
+            prefix = f"adam.{index}."
+            found = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+            if found:
+                self._optimiser.state[parameter] = found
+        self.tokens_since_fired = state["tokens_since_fired"]
+        self._n_thresholds = int(state["n_thresholds"])
+
+    @torch.no_grad()
+    def _project_and_clip(self) -> None:
+        """Drop the part of each decoder row's gradient along the row; clip the global norm."""
+        rows, grad = self.sae.W_dec, self.sae.W_dec.grad
+        if grad is not None:
+            grad.sub_((grad * rows).sum(1, keepdim=True) * rows)
+        torch.nn.utils.clip_grad_norm_(self._parameters, self._config.clip_norm)
+
+    def _set_rate(self, rate: float) -> None:
+        for group in self._optimiser.param_groups:
+            group["lr"] = rate
+
+    @torch.no_grad()
+    def _renormalise(self) -> None:
+        self.sae.W_dec.div_(self.sae.W_dec.norm(dim=1, keepdim=True).clamp_min(1e-12))
+
+    @torch.no_grad()
+    def _observe_threshold(self, values: Float[Tensor, " entry"]) -> None:
+        """θ: exponential mean of the batches' smallest positive values.
+
+        It starts from the first value measured and remembers a tenth of the run so far, at most
+        1 000 batches, so that it follows a young SAE; a batch without a positive value changes
+        nothing.
+        """
+        if not self.sae.config.sparsity.uses_threshold or values.numel() == 0:
+            return
+        self._n_thresholds += 1
+        memory = min(_LONGEST_MEMORY, max(1.0, self._n_thresholds / 10))
+        self.sae.threshold.lerp_(values.min(), 1.0 / memory)
+
+    def _observe_firing(self, features: Tensor, n_tokens: int) -> None:
+        self.tokens_since_fired += n_tokens
+        self.tokens_since_fired.index_fill_(0, features, 0)
