@@ -38,12 +38,12 @@ test: $(DEV_READY)
 
 check: test
 
-# A set of packages is installed in three steps, and marked as ready after the last one. A mark
-# that says "installing" is what an interrupted run leaves: the next one starts with a new .venv.
+# A set of packages is marked as ready after the last step. While it is being installed nothing is
+# ready, and the mark "installing" stands: the run after an interrupted one starts with a new .venv.
 define install
 	@test ! -e .venv/installing || rm -rf .venv
 	@test -x $(BIN)/python || $(UV) venv --quiet --clear --python .uv/bin/python .venv
-	@touch .venv/installing
+	@rm -f .venv/*.ready && touch .venv/installing
 	$(UV) pip install --python $(BIN)/python --no-deps --require-hashes -r $(1) -r $(BACKBONE)
 	$(UV) pip install --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	@rm .venv/installing
