@@ -1,0 +1,1 @@
+"""Edits, controls and experiments: from a hypothesis about features to a verdict."""
