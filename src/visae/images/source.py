@@ -8,10 +8,12 @@ import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
+from visae.errors import ImageError
+
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["ImageEntry", "ImageSource", "LoadedImage"]
+__all__ = ["ImageEntry", "ImageSource", "LoadedImage", "row_number"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,3 +56,16 @@ class ImageSource(Protocol):
             ImageError: when this image is missing, corrupt, truncated or too large; the message
                 is the reason written to ``skipped.csv``.
         """
+
+
+def row_number(ref: str, n_rows: int, *, where: str) -> int:
+    """The row that a ref of a source without names stands for.
+
+    Raises:
+        ImageError: unless the ref is a number from 0 to ``n_rows`` − 1.
+    """
+    is_number = ref.isascii() and ref.isdecimal() and len(ref) <= len(str(n_rows))
+    if not is_number or int(ref) >= n_rows:
+        fix = f"Give a number from 0 to {n_rows - 1}"
+        raise ImageError(f"There is no image {ref!r}", where=where, fix=fix)
+    return int(ref)

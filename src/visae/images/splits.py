@@ -33,8 +33,13 @@ def split_sides(
     confirmation_share: float = 0.5,
     salt: str = "visae",
 ) -> list[Split]:
-    """The side of each image; images of one group (or of equal content) share a side."""
-    return [
+    """The side of each image: that of its group, or of its content where it has no group.
+
+    Raises:
+        ConfigError: when the share is not between 0 and 1, or when images of equal content belong
+            to groups on different sides, so that one image would both choose and confirm.
+    """
+    sides = [
         split_of(
             image_id if group is None else f"group:{group}",
             confirmation_share=confirmation_share,
@@ -42,3 +47,12 @@ def split_sides(
         )
         for image_id, group in zip(content_ids, groups, strict=True)
     ]
+    side_of_content: dict[str, Split] = {}
+    for image_id, group, side in zip(content_ids, groups, sides, strict=True):
+        if side_of_content.setdefault(image_id, side) != side:
+            raise ConfigError(
+                "The same image occurs in two groups, one for discovery and one for confirmation",
+                where=f"content {image_id}, group {group}",
+                fix="Remove one of the copies, or give both the same group",
+            )
+    return sides
