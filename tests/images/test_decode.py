@@ -368,14 +368,11 @@ def test_altered_bytes_give_pixels_or_an_image_error(data, changes):
     for share, value in changes:
         altered[min(int(share**3 * len(data)), len(data) - 1)] = value
     try:
-        size, mode = (
-            (image := decode(bytes(altered), where="it", max_pixels=10**6)).size,
-            image.mode,
-        )
-    except ImageError as error:
-        size, mode = (0, 0), "RGB" if error.what else "an error without a reason"
-    assert mode == "RGB"
-    assert size[0] * size[1] <= 10**6
+        image = decode(bytes(altered), where="it", max_pixels=10**6)
+    except ImageError:
+        return
+    assert image.mode == "RGB"
+    assert image.width * image.height <= 10**6
 
 
 def test_read_image_hashes_the_bytes_of_the_file(tmp_path, encode):
