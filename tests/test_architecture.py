@@ -21,6 +21,7 @@ LAYERS = (
     "errors",
     "progress",
     "storage",
+    "statistics",
     "images",
     "models",
     "activations",

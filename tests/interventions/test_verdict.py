@@ -4,9 +4,9 @@ import re
 import pytest
 
 from visae.errors import ExperimentError
-from visae.interventions.power import images_needed
-from visae.interventions.statistics import Estimate, Interval
 from visae.interventions.verdict import Prediction, Verdict, judge
+from visae.statistics.estimates import Estimate, Interval
+from visae.statistics.power import images_needed
 
 DECREASE = Prediction(direction="decrease", smallest_effect=0.05)
 INCREASE = Prediction(direction="increase", smallest_effect=0.05)

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from visae.errors import ExperimentError
-from visae.interventions.power import images_to_settle
-from visae.interventions.statistics import Estimate
-from visae.interventions.units import check_count, check_share
+from visae.statistics.estimates import Estimate
+from visae.statistics.power import images_to_settle
+from visae.statistics.units import check_count, check_share
 
 __all__ = ["Label", "Prediction", "Verdict", "judge"]
 

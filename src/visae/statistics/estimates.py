@@ -16,7 +16,7 @@ from jaxtyping import Float, Real
 from scipy import stats
 
 from visae.errors import ExperimentError
-from visae.interventions.units import (
+from visae.statistics.units import (
     Groups,
     UnitSample,
     check_count,

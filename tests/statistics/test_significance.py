@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from visae.errors import ExperimentError
-from visae.interventions.significance import (
+from visae.statistics.significance import (
     Alternative,
     Correction,
     correct,
@@ -93,7 +93,7 @@ def test_random_flips_agree_with_scipy_on_many_images() -> None:
 
 
 def test_many_images_are_flipped_in_bounded_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("visae.interventions.significance._CHUNK", 1000)
+    monkeypatch.setattr("visae.statistics.significance._CHUNK", 1000)
     differences = RNG.normal(0.3, 1.0, 60)
     found = paired_permutation(differences, alternative="greater", n_permutations=3000, seed=1)
     expected = stats.ttest_1samp(differences, 0, alternative="greater").pvalue

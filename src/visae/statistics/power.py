@@ -12,8 +12,8 @@ from typing import Literal
 from scipy import stats
 
 from visae.errors import ExperimentError
-from visae.interventions.statistics import Estimate
-from visae.interventions.units import check_count, check_share
+from visae.statistics.estimates import Estimate
+from visae.statistics.units import check_count, check_share
 
 __all__ = ["images_needed", "images_to_settle", "power_of"]
 

@@ -5,8 +5,8 @@ import pytest
 from scipy import stats
 
 from visae.errors import ExperimentError
-from visae.interventions.power import images_needed, images_to_settle, power_of
-from visae.interventions.statistics import Estimate, Interval, mean_interval
+from visae.statistics.estimates import Estimate, Interval, mean_interval
+from visae.statistics.power import images_needed, images_to_settle, power_of
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from visae.errors import ExperimentError
-from visae.interventions.statistics import (
+from visae.statistics.estimates import (
     Estimate,
     Interval,
     cohens_dz,

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from visae.errors import ExperimentError
-from visae.interventions.units import check_count, check_finite, check_share, sample_units
+from visae.statistics.units import check_count, check_finite, check_share, sample_units
 
 
 def test_without_groups_every_image_is_a_unit() -> None:

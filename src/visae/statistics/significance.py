@@ -17,7 +17,7 @@ from jaxtyping import Float, Int, Real
 from scipy import stats
 
 from visae.errors import ExperimentError
-from visae.interventions.units import (
+from visae.statistics.units import (
     Groups,
     check_count,
     check_finite,

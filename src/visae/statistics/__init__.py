@@ -1,0 +1,1 @@
+"""Statistics of outcomes measured once per image: units, intervals, tests, power."""
