@@ -14,6 +14,7 @@ from torch import Tensor
 
 from visae.activations.store import ActivationStore
 from visae.errors import StoreError
+from visae.models.layout import TokenPolicy
 
 __all__ = ["LoaderState", "ShuffledTokens"]
 
@@ -38,6 +39,7 @@ class ShuffledTokens:
     Args:
         store: A complete store.
         site: One of its sites.
+        tokens: Which of its tokens; without it, all that were recorded.
         batch_size: Tokens in a batch; what does not fill the last batch of a buffer waits for the
             next pass, in which it falls elsewhere.
         buffer_bytes: Memory for the mixing buffer.
@@ -52,18 +54,21 @@ class ShuffledTokens:
         store: ActivationStore,
         site: str,
         *,
+        tokens: TokenPolicy | None = None,
         batch_size: int,
         buffer_bytes: int = 2**30,
         seed: int = 0,
     ) -> None:
-        self._store, self._site = store, site
+        self._store, self._site, self._tokens = store, site, tokens
         self._batch_size, self._seed = batch_size, seed
         record = store.site(site)
         token_bytes = record.d_model * (4 if store.record.dtype == "float32" else 2)
-        image_bytes = token_bytes * store.tokens_per_image(site)
+        image_bytes = token_bytes * store.tokens_per_image(site, tokens)
         self._runs = _runs(store, max(1, _RUN_BYTES // image_bytes))
         self._images_per_buffer = max(1, buffer_bytes // image_bytes)
-        available = min(self._images_per_buffer, store.n_images) * store.tokens_per_image(site)
+        available = min(self._images_per_buffer, store.n_images) * store.tokens_per_image(
+            site, tokens
+        )
         if available < batch_size:
             raise StoreError(
                 f"A batch of {batch_size} tokens is more than the {available} tokens there are",
@@ -93,7 +98,10 @@ class ShuffledTokens:
 
     def _batches(self, runs: list[tuple[int, int, int]]) -> Iterator[Tensor]:
         """Batches of one buffer, from the one after ``state.batch``."""
-        read = [self._store.rows(self._site, *run) for run in sorted(runs)]
+        read = [
+            self._store.rows(self._site, shard, slice(start, stop), self._tokens)
+            for shard, start, stop in sorted(runs)
+        ]
         tokens = torch.cat(read).flatten(0, 1)
         generator = torch.Generator()
         generator.manual_seed(_mix(self._seed, self.state.n_pass, 1 + self.state.buffer))

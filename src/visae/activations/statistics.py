@@ -29,7 +29,7 @@ def partial_sums(
     return {
         "n_images": torch.tensor([float(values.shape[0])], dtype=torch.float64),
         "position_sum": values.sum(0),
-        "square_sum": flat.square().sum(0),
+        "position_square_sum": values.square().sum(0),
         "norm_histogram": torch.histogram(norms, _NORM_EDGES).hist,
     }
 
@@ -42,8 +42,8 @@ class SiteStatistics:
     """Images recorded."""
     position_sum: Float64[Tensor, "token d_model"]
     """Sum over images, for each kept token position."""
-    square_sum: Float64[Tensor, " d_model"]
-    """Sum of squares over all tokens."""
+    position_square_sum: Float64[Tensor, "token d_model"]
+    """Sum of squares over images, for each kept token position."""
     norm_histogram: Float64[Tensor, " bin"]
     """Tokens by norm, in 1000 logarithmic bins from 1e-4 to 1e6."""
 
@@ -61,9 +61,22 @@ class SiteStatistics:
         return cls(
             n_images=int(total["n_images"].item()),
             position_sum=total["position_sum"],
-            square_sum=total["square_sum"],
+            position_square_sum=total["position_square_sum"],
             norm_histogram=total["norm_histogram"],
         )
+
+    def at(self, positions: slice) -> "SiteStatistics":
+        """The statistics of some token positions alone (norms stay those of all of them)."""
+        return dataclasses.replace(
+            self,
+            position_sum=self.position_sum[positions],
+            position_square_sum=self.position_square_sum[positions],
+        )
+
+    @property
+    def square_sum(self) -> Float64[Tensor, " d_model"]:
+        """Sum of squares over all tokens."""
+        return self.position_square_sum.sum(0)
 
     @property
     def n_tokens(self) -> int:

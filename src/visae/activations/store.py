@@ -15,6 +15,7 @@ from visae.activations.statistics import SiteStatistics
 from visae.errors import StoreError, nearest_names
 from visae.images.catalog import ImageTable
 from visae.models.config import ModelConfig
+from visae.models.layout import TokenPolicy
 from visae.storage.hashing import hash_json
 from visae.storage.portable import resolve_portable
 from visae.storage.records import read_record
@@ -79,13 +80,22 @@ class ActivationStore:
         """The recorded sites."""
         return [site.name for site in self.record.sites]
 
-    def n_tokens(self, site: str) -> int:
-        """Tokens recorded at a site."""
-        return self.n_images * self.tokens_per_image(site)
+    def n_tokens(self, site: str, tokens: TokenPolicy | None = None) -> int:
+        """Tokens recorded at a site, all or those of a policy."""
+        return self.n_images * self.tokens_per_image(site, tokens)
 
-    def tokens_per_image(self, site: str) -> int:
-        """Kept tokens of one image at a site."""
-        return self.site(site).layout.n_kept(self.record.tokens)
+    def tokens_per_image(self, site: str, tokens: TokenPolicy | None = None) -> int:
+        """Kept tokens of one image at a site, all or those of a policy."""
+        return self.site(site).layout.n_kept(tokens or self.record.tokens)
+
+    def positions(self, site: str, tokens: TokenPolicy | None = None) -> slice:
+        """Where a policy's tokens are among the stored ones.
+
+        Raises:
+            ModelError: when they were not recorded.
+        """
+        stored = self.record.tokens
+        return self.site(site).layout.within(tokens or stored, stored)
 
     @functools.cached_property
     def images(self) -> ImageTable:
@@ -135,15 +145,15 @@ class ActivationStore:
             )
         return self.sites[0]
 
-    def statistics(self, site: str) -> SiteStatistics:
-        """Mean, scale, norms and outlier dimensions of a site, over the whole store."""
-        self.site(site)
+    def statistics(self, site: str, tokens: TokenPolicy | None = None) -> SiteStatistics:
+        """Mean, scale, norms and outlier dimensions of a site, over all tokens or a policy's."""
+        positions = self.positions(site, tokens)
         prefix = f"{site}/"
         parts = []
         for index in range(len(self._shards)):
             sums = read_tensors(self.folder / "shards" / f"{shard_name(index)}.safetensors")
             parts.append({k[len(prefix) :]: v for k, v in sums.items() if k.startswith(prefix)})
-        return SiteStatistics.merge(parts)
+        return SiteStatistics.merge(parts).at(positions)
 
     def n_images_in_shard(self, index: int) -> int:
         """Images in one shard."""
@@ -154,8 +164,8 @@ class ActivationStore:
         """Number of shards."""
         return len(self._shards)
 
-    def shard(self, site: str, index: int) -> Shard:
-        """One shard of a site, read whole.
+    def shard(self, site: str, index: int, tokens: TokenPolicy | None = None) -> Shard:
+        """One shard of a site, read whole: all its tokens, or those of a policy.
 
         Raises:
             StoreError: when its file is missing, cut short or has another shape.
@@ -170,23 +180,25 @@ class ActivationStore:
                 where=path,
                 fix="It was altered: delete its shards/*.json and record again",
             )
-        return Shard(first_image=self._first_image(index), activations=activations)
+        kept = activations[:, self.positions(site, tokens)]
+        return Shard(first_image=self._first_image(index), activations=kept)
 
-    def shards(self, site: str) -> Iterator[Shard]:
-        """Every shard of a site, in order."""
+    def shards(self, site: str, tokens: TokenPolicy | None = None) -> Iterator[Shard]:
+        """Every shard of a site, in order: all its tokens, or those of a policy."""
         for index in range(self.n_shards):
-            yield self.shard(site, index)
+            yield self.shard(site, index, tokens)
 
     def rows(
-        self, site: str, shard: int, start: int, stop: int
+        self, site: str, shard: int, images: slice, tokens: TokenPolicy | None = None
     ) -> Float[Tensor, "image token d_model"]:
         """Some images of a shard, read without the rest of the file."""
+        positions = self.positions(site, tokens)
         from safetensors import SafetensorError, safe_open
 
         path = self.folder / site / f"{shard_name(shard)}.safetensors"
         try:
             with safe_open(path, framework="pt") as file:
-                rows: Tensor = file.get_slice("activations")[start:stop]
+                rows: Tensor = file.get_slice("activations")[images, positions]
         except (OSError, SafetensorError) as failure:
             raise StoreError(
                 f"This is not a whole shard: {failure}",

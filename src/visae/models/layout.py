@@ -53,6 +53,21 @@ class Layout:
         kept = self.kept(policy)
         return int(kept.stop - kept.start)
 
+    def within(self, wanted: TokenPolicy, stored: TokenPolicy) -> slice:
+        """Where the tokens of one policy are among those another policy kept.
+
+        Raises:
+            ModelError: when some of the wanted tokens were not kept.
+        """
+        have, want = self.kept(stored), self.kept(wanted)
+        if want.start < have.start or want.stop > have.stop:
+            raise ModelError(
+                f"The {wanted} tokens were not recorded: the store kept {stored} tokens",
+                where="--tokens",
+                fix=f"Use --tokens {stored}, or record again with --tokens all",
+            )
+        return slice(want.start - have.start, want.stop - have.start)
+
     def special_index(self, name: str) -> int:
         """Position of a special token.
 

@@ -4,6 +4,7 @@ import dataclasses
 from typing import Literal
 
 from visae.errors import ConfigError
+from visae.models.layout import TokenPolicy
 from visae.saes.config import SAEConfig, matryoshka_prefixes
 from visae.saes.sparsity import BatchTopK, Sparsity
 
@@ -62,6 +63,8 @@ class TrainConfig:
     """Tokens to train on, repetitions counted."""
     batch_size: int = 4096
     """Tokens in a batch."""
+    tokens: TokenPolicy = "patches"
+    """Which of the recorded tokens to train on."""
     data_seed: int = 0
     """Seed of the order of the tokens."""
     buffer_bytes: int = 2**30

@@ -17,6 +17,7 @@ from torch import Tensor
 from visae.activations.loaders import LoaderState, ShuffledTokens
 from visae.activations.store import ActivationStore
 from visae.errors import ConfigError, StoreError
+from visae.models.layout import TokenPolicy
 from visae.progress import Progress, ProgressCallback, silent
 from visae.saes.checkpoint import Provenance, load_sae, read_sae_record, save_sae
 from visae.saes.sae import SAE
@@ -123,11 +124,12 @@ def _prepare(
     recipes: list[dict[str, Any]],
     config: TrainConfig,
 ) -> _Group:
-    statistics = store.statistics(site)
+    statistics = store.statistics(site, config.tokens)
     mean, scale = statistics.mean.float(), torch.tensor(statistics.scale)
     loader = ShuffledTokens(
         store,
         site,
+        tokens=config.tokens,
         batch_size=config.batch_size,
         buffer_bytes=config.buffer_bytes,
         seed=config.data_seed,
@@ -221,12 +223,13 @@ def _write_points(group: _Group, step: int) -> None:
 
 def _save(store: ActivationStore, site: str, group: _Group) -> None:
     """Write every checkpoint, then drop the resume points."""
-    reference = _reference_tokens(store, site)
+    reference = _reference_tokens(store, site, group.config.tokens)
     for trainee, folder, recipe in zip(group.trainees, group.folders, group.recipes, strict=True):
         learned = trainee.run.control == "none"
         provenance = Provenance.of_store(
             store,
             site,
+            tokens=group.config.tokens,
             n_tokens=group.config.n_steps * group.config.batch_size if learned else 0,
             seed=trainee.run.seed,
             control=trainee.run.control,
@@ -239,7 +242,9 @@ def _save(store: ActivationStore, site: str, group: _Group) -> None:
         remove_points(folder)
 
 
-def _reference_tokens(store: ActivationStore, site: str) -> Float[Tensor, "token d_model"]:
+def _reference_tokens(
+    store: ActivationStore, site: str, policy: TokenPolicy
+) -> Float[Tensor, "token d_model"]:
     """Some tokens of the store's first images, for the checkpoint to prove itself on.
 
     Raises:
@@ -248,7 +253,7 @@ def _reference_tokens(store: ActivationStore, site: str) -> Float[Tensor, "token
     for index in range(store.n_shards):
         n_images = min(8, store.n_images_in_shard(index))
         if n_images:
-            tokens = store.rows(site, index, 0, n_images).flatten(0, 1).float()
+            tokens = store.rows(site, index, slice(n_images), policy).flatten(0, 1).float()
             return tokens[:: max(1, tokens.shape[0] // 64)]
     raise StoreError("The store holds no image", where=store.folder, fix="Record images first")
 
