@@ -11,9 +11,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from visae.activations.format import ShardRecord, SiteRecord, StoreRecord, shard_name
+from visae.activations.source import RecordedImages
 from visae.activations.statistics import SiteStatistics
-from visae.errors import StoreError, nearest_names
+from visae.errors import ImageError, StoreError, nearest_names
 from visae.images.catalog import ImageTable
+from visae.images.opening import open_images
 from visae.models.config import ModelConfig
 from visae.models.layout import TokenPolicy
 from visae.storage.hashing import hash_json
@@ -106,6 +108,25 @@ class ActivationStore:
             labels=self._column("labels"),
             groups=self._column("groups"),
         )
+
+    def source(self, location: str | Path | None = None) -> RecordedImages:
+        """The pictures, row by row in the store's order; each is checked as it is loaded.
+
+        ``location`` says where the images are, for when they have moved since they were recorded.
+
+        Raises:
+            StoreError: when there are no such images any more, or others in their place.
+        """
+        found = self._recorded_location() if location is None else str(location)
+        try:
+            source = open_images(found)
+        except ImageError as failure:
+            raise StoreError(
+                f"The recorded images cannot be opened: {failure.what}",
+                where=failure.where or found,
+                fix="Give the location of the recorded images with --images",
+            ) from failure
+        return RecordedImages(self.images, source)
 
     @functools.cached_property
     def digest(self) -> str:
@@ -231,6 +252,13 @@ class ActivationStore:
                         where=self.folder / record.files[site].name,
                         fix="Record again with --dtype float32",
                     )
+
+    def _recorded_location(self) -> str:
+        """Where the images were, a path relative to the store made absolute."""
+        path, mark, query = self.record.images.partition("?")
+        if ":" in path.split("/")[0]:
+            return self.record.images
+        return f"{resolve_portable(path, self.folder)}{mark}{query}"
 
     def _column(self, name: str) -> tuple[Any, ...]:
         return tuple(itertools.chain.from_iterable(getattr(s, name) for s in self._shards))
