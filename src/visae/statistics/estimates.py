@@ -16,10 +16,10 @@ from jaxtyping import Float, Real
 from scipy import stats
 
 from visae.errors import ExperimentError
+from visae.statistics.bca import Resampled, bca
 from visae.statistics.units import (
     Groups,
     UnitSample,
-    check_count,
     check_finite,
     check_share,
     sample_units,
@@ -37,9 +37,7 @@ __all__ = [
 
 # What scipy hands to a statistic: the original units, or one row of units per resample.
 Column = Float[np.ndarray, "*resample unit"]
-Resampled = Float[np.ndarray, "*resample"] | np.float64
 
-_CHUNK = 2**21  # numbers held at once while resampling: 16 MiB of float64
 _ROUNDING = 1e-12  # relative spread of values that are equal but for float64 rounding
 _LARGEST_DZ = 1e6  # beyond it a resampled d_z only says that its resample was constant
 
@@ -238,27 +236,8 @@ def _bca_interval(
     n_resamples: int,
     seed: int,
 ) -> Interval:
-    """BCa interval of a statistic of units that are resampled whole.
-
-    The tail share is Φ(−√(n/(n−1)) · t_{n−1}) in place of Φ(−z), without which bootstrap
-    intervals of few units are too narrow (Hesterberg 2015, "expanded percentile", §4).
-    """
-    check_count(n_resamples, 1000, "n_resamples")
-    n_units = len(columns[0])
-    quantile = math.sqrt(n_units / (n_units - 1)) * stats.t.isf((1 - level) / 2, n_units - 1)
-    result = stats.bootstrap(
-        columns,
-        statistic,
-        paired=True,
-        vectorized=True,
-        method="BCa",
-        confidence_level=1 - 2 * stats.norm.sf(quantile),
-        n_resamples=n_resamples,
-        batch=max(1, _CHUNK // n_units),
-        rng=seed,
-    )
-    low, high = (float(end) for end in result.confidence_interval)
-    return Interval(low=low, high=high, level=level)
+    ends = bca(statistic, columns, level=level, n_resamples=n_resamples, seed=seed)
+    return Interval(low=float(ends.low), high=float(ends.high), level=level)
 
 
 def _spearman_per_image(
