@@ -1,5 +1,6 @@
 """Sparse codes: the active features of tokens, as compressed sparse rows."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -58,6 +59,17 @@ class SparseCodes(NamedTuple):
         counts = torch.bincount(tokens, minlength=shape[0])
         offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
         return cls(offsets, features, values, shape[1])
+
+    @classmethod
+    def join(cls, parts: "Sequence[SparseCodes]") -> "SparseCodes":
+        """The codes of all parts' tokens, in order; at least one part."""
+        counts = torch.cat([part.counts for part in parts])
+        return cls(
+            offsets=torch.cat([counts.new_zeros(1), counts.cumsum(0)]),
+            features=torch.cat([part.features for part in parts]),
+            values=torch.cat([part.values for part in parts]),
+            n_features=parts[0].n_features,
+        )
 
     def dense(self) -> Float[Tensor, "token feature"]:
         """All feature activations, zeros included."""
