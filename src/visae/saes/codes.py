@@ -71,6 +71,20 @@ class SparseCodes(NamedTuple):
             n_features=parts[0].n_features,
         )
 
+    def take(self, tokens: Int64[Tensor, " chosen"]) -> "SparseCodes":
+        """The codes of some tokens, in the order given."""
+        counts = self.counts[tokens]
+        offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+        shift = (self.offsets[tokens] - offsets[:-1]).repeat_interleave(counts)
+        entries = torch.arange(shift.shape[0], device=shift.device) + shift
+        return SparseCodes(offsets, self.features[entries], self.values[entries], self.n_features)
+
+    def cpu(self) -> "SparseCodes":
+        """The same codes in the memory of the CPU."""
+        return SparseCodes(
+            self.offsets.cpu(), self.features.cpu(), self.values.cpu(), self.n_features
+        )
+
     def dense(self) -> Float[Tensor, "token feature"]:
         """All feature activations, zeros included."""
         result = self.values.new_zeros(self.n_tokens, self.n_features)

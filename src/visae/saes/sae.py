@@ -86,13 +86,9 @@ class SAE(nn.Module):
     @torch.no_grad()
     def encode_sparse(self, x: Float[Tensor, "token d_model"]) -> SparseCodes:
         """Sparse codes of raw activations; memory grows with active features only."""
-        parts = [self.select(self.pre_activations(self.normalise(c))) for c in self._chunks(x)]
-        counts = torch.cat([part.counts for part in parts])
-        return SparseCodes(
-            offsets=torch.cat([counts.new_zeros(1), counts.cumsum(0)]),
-            features=torch.cat([part.features for part in parts]),
-            values=torch.cat([part.values for part in parts]),
-            n_features=self.n_features,
+        chunks = self._chunks(x)
+        return SparseCodes.join(
+            [self.select(self.pre_activations(self.normalise(chunk))) for chunk in chunks]
         )
 
     def encode(self, x: Float[Tensor, "token d_model"]) -> Float[Tensor, "token feature"]:
