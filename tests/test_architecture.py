@@ -122,6 +122,7 @@ def imports_down_the_list(source: Path) -> list[str]:
     return [
         f"{name}:{found.line} imports {found.target}, which stands further down the list"
         for name, path in known.items()
+        if name != PACKAGE  # the package's own face names everything, and loads it when used
         for found in imports(name, path, set(known))
         if layer(found.target) > layer(name)
     ]

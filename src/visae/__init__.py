@@ -6,10 +6,124 @@ torch and the rest are loaded when a name is first used.
 """
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from visae.activations.format import RecordConfig as RecordConfig
+    from visae.activations.record import record as record
+    from visae.activations.store import ActivationStore as ActivationStore
+    from visae.errors import VisaeError as VisaeError
+    from visae.evaluation.card import evaluate as evaluate
+    from visae.features.build import build_index as build_index
+    from visae.features.config import IndexConfig as IndexConfig
+    from visae.features.index import FeatureIndex as FeatureIndex
+    from visae.images.opening import open_images as open_images
+    from visae.images.source import ImageSource as ImageSource
+    from visae.interventions.experiment import run_experiment as run_experiment
+    from visae.interventions.spec import BestForClass as BestForClass
+    from visae.interventions.spec import ExperimentSpec as ExperimentSpec
+    from visae.interventions.spec import FixedFeature as FixedFeature
+    from visae.interventions.spec import OutcomeConfig as OutcomeConfig
+    from visae.interventions.spec import read_spec as read_spec
+    from visae.interventions.tasks import Task as Task
+    from visae.interventions.verdict import Prediction as Prediction
+    from visae.models.config import ModelConfig as ModelConfig
+    from visae.models.loading import load_model as load_model
+    from visae.models.protocol import VisionModel as VisionModel
+    from visae.reports.workspace import write_report as write_report
+    from visae.saes.checkpoint import load_sae as load_sae
+    from visae.saes.codes import SparseCodes as SparseCodes
+    from visae.saes.sae import SAE as SAE
+    from visae.saes.sparsity import BatchTopK as BatchTopK
+    from visae.saes.sparsity import ReLU as ReLU
+    from visae.saes.sparsity import Sparsity as Sparsity
+    from visae.saes.sparsity import TopK as TopK
+    from visae.training.config import RunConfig as RunConfig
+    from visae.training.config import TrainConfig as TrainConfig
+    from visae.training.loop import train as train
 
 __version__ = "0.1.0"
 
-_EXPORTS: dict[str, str] = {}
+_HOMES = {
+    "ActivationStore": "activations.store",
+    "BatchTopK": "saes.sparsity",
+    "BestForClass": "interventions.spec",
+    "ExperimentSpec": "interventions.spec",
+    "FeatureIndex": "features.index",
+    "FixedFeature": "interventions.spec",
+    "ImageSource": "images.source",
+    "IndexConfig": "features.config",
+    "ModelConfig": "models.config",
+    "OutcomeConfig": "interventions.spec",
+    "Prediction": "interventions.verdict",
+    "ReLU": "saes.sparsity",
+    "RecordConfig": "activations.format",
+    "RunConfig": "training.config",
+    "SAE": "saes.sae",
+    "SparseCodes": "saes.codes",
+    "Sparsity": "saes.sparsity",
+    "Task": "interventions.tasks",
+    "TopK": "saes.sparsity",
+    "TrainConfig": "training.config",
+    "VisaeError": "errors",
+    "VisionModel": "models.protocol",
+    "build_index": "features.build",
+    "evaluate": "evaluation.card",
+    "load_model": "models.loading",
+    "load_sae": "saes.checkpoint",
+    "open_images": "images.opening",
+    "read_spec": "interventions.spec",
+    "record": "activations.record",
+    "run_experiment": "interventions.experiment",
+    "train": "training.loop",
+    "write_report": "reports.workspace",
+}
 
-__all__ = ["__version__"]
+__all__ = [
+    "SAE",
+    "ActivationStore",
+    "BatchTopK",
+    "BestForClass",
+    "ExperimentSpec",
+    "FeatureIndex",
+    "FixedFeature",
+    "ImageSource",
+    "IndexConfig",
+    "ModelConfig",
+    "OutcomeConfig",
+    "Prediction",
+    "ReLU",
+    "RecordConfig",
+    "RunConfig",
+    "SparseCodes",
+    "Sparsity",
+    "Task",
+    "TopK",
+    "TrainConfig",
+    "VisaeError",
+    "VisionModel",
+    "__version__",
+    "build_index",
+    "evaluate",
+    "load_model",
+    "load_sae",
+    "open_images",
+    "read_spec",
+    "record",
+    "run_experiment",
+    "train",
+    "write_report",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name from its home when it is first used."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'visae' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"visae.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

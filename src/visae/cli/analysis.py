@@ -110,7 +110,8 @@ class InterveneCommand:
     def run(self, screen: Screen) -> None:
         """Run the experiment, write its report, and print the verdict."""
         from visae.activations.store import ActivationStore
-        from visae.interventions.experiment import register_experiment, run_experiment
+        from visae.interventions.experiment import run_experiment
+        from visae.interventions.setup import register_experiment
         from visae.interventions.spec import read_spec
         from visae.models.loading import load_model
         from visae.reports.experiment_page import write_experiment_report

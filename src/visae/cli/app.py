@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     show_trace = "--traceback" in given
     given = [argument for argument in given if argument != "--traceback"]
     command = tyro.cli(
-        _Command,  # type: ignore[arg-type]
+        _Command,
         prog="visae",
         description=_DESCRIPTION,
         args=given or ["--help"],

@@ -14,6 +14,7 @@ from visae.interventions.effects import Effects
 from visae.interventions.result import (
     ClassChange,
     ControlResult,
+    CurveName,
     DoseCurve,
     EditSize,
     ImageOutcome,
@@ -65,14 +66,18 @@ class Measured:
     @property
     def change(self) -> Float64[np.ndarray, " image"]:
         """Effect of the edit."""
-        return self.edited - self.baseline
+        change: Float64[np.ndarray, " image"] = self.edited - self.baseline
+        return change
 
     @property
     def control_changes(self) -> Float64[np.ndarray, "image draw"]:
         """Effect of each control."""
         n_images, n_draws, n_classes = self.effects.controls.shape
         flat = self._read(self.effects.controls.reshape(-1, n_classes))
-        return flat.reshape(n_images, n_draws) - self.baseline[:, None]
+        changes: Float64[np.ndarray, "image draw"] = (
+            flat.reshape(n_images, n_draws) - self.baseline[:, None]
+        )
+        return changes
 
     def mean(self, values: Float64[np.ndarray, " image"]) -> Estimate:
         """Mean over images with its interval."""
@@ -160,7 +165,7 @@ def overall_verdict(results: Sequence[ControlResult]) -> Verdict:
 
 
 def dose_curve(
-    name: Any,
+    name: CurveName,
     doses: Sequence[float],
     measured: Sequence[Measured],
 ) -> DoseCurve:

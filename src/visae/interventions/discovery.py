@@ -20,7 +20,7 @@ from visae.interventions.spec import BestForClass, FixedFeature
 from visae.models.layout import TokenPolicy
 from visae.progress import Progress, ProgressCallback, silent
 from visae.saes.checkpoint import Provenance
-from visae.saes.codes import SparseCodes, join_codes
+from visae.saes.codes import SparseCodes
 from visae.saes.sae import SAE
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "Profiles",
     "Selection",
     "confirmation_precision",
+    "live_precision",
     "matched_features",
     "profile_features",
     "select",
@@ -98,7 +99,7 @@ class Profiles:
                 where="selection",
                 fix="Choose a feature that fires, or give more images",
             )
-        q50, q90, q99 = (float(values.quantile(q)) for q in (0.5, 0.9, 0.99))
+        q50, q90, q99 = (_quantile(values, q) for q in (0.5, 0.9, 0.99))
         return FeatureProfile(
             feature=feature,
             density=float(self.density[feature]),
@@ -144,18 +145,25 @@ def profile_features(
     """Encode the discovery images and describe every feature.
 
     Memory grows with the number of active features of all their tokens: 12 bytes each.
+
+    Raises:
+        ExperimentError: when there are no rows.
     """
+    if not rows:
+        raise ExperimentError("There are no discovery images", fix="Give more images")
+    rows = sorted(set(rows))
     wanted = torch.zeros(store.n_images, dtype=torch.bool)
-    wanted[list(rows)] = True
+    wanted[rows] = True
     per_image = store.tokens_per_image(site, tokens)
     parts: list[SparseCodes] = []
     for index, shard in enumerate(store.shards(site, tokens)):
         n_images = shard.activations.shape[0]
         kept = wanted[shard.first_image : shard.first_image + n_images]
-        parts.append(sae.encode_sparse(shard.activations[kept].flatten(0, 1)))
+        tokens_kept = shard.activations[kept].flatten(0, 1).to(sae.W_enc.device)
+        parts.append(sae.encode_sparse(tokens_kept).cpu())
         done = index + 1
         progress(Progress(stage="discover", done=done, total=store.n_shards, unit="shards"))
-    codes = join_codes(parts)
+    codes = SparseCodes.join(parts)
     order = torch.argsort(codes.values)
     order = order[torch.argsort(codes.features[order], stable=True)]
     counts = torch.bincount(codes.features, minlength=sae.n_features)
@@ -173,17 +181,27 @@ def profile_features(
 
 
 def select(
-    rule: BestForClass | FixedFeature, profiles: Profiles, labels: Sequence[str | None]
+    rule: BestForClass | FixedFeature,
+    profiles: Profiles,
+    labels: Sequence[str | None],
+    *,
+    sae_sha256: str,
 ) -> Selection:
     """Choose the feature of an experiment.
 
-    ``labels`` are those of the discovery images, in the order of ``profiles.rows``.
+    Args:
+        rule: How to choose it.
+        profiles: The features on the discovery images.
+        labels: Those of the discovery images, in the order of ``profiles.rows``.
+        sae_sha256: Checksum of the SAE's weights, for an index must be of this SAE.
 
     Raises:
-        ExperimentError: when no discovery image has the class, or the feature never fires.
+        ExperimentError: when no discovery image has the class, the feature never fires, or it
+            was chosen from an index of another SAE.
+        FeatureIndexError: when that index is missing or damaged.
     """
     if isinstance(rule, FixedFeature):
-        return _fixed(rule, profiles)
+        return _fixed(rule, profiles, sae_sha256)
     classes = sorted({label for label in labels if label is not None})
     if rule.class_name not in classes:
         raise ExperimentError(
@@ -193,27 +211,57 @@ def select(
         )
     position = {name: index for index, name in enumerate(classes)}
     indices = torch.tensor([position.get(label or "", -1) for label in labels])
-    scores = average_precision(profiles.image_max, indices, len(classes))
-    best = scores[:, position[rule.class_name]].topk(2)
+    scores = live_precision(profiles, indices, len(classes))[:, position[rule.class_name]]
+    order = torch.argsort(scores, descending=True, stable=True).tolist()
+    second = order[1] if int((profiles.density > 0).sum()) > 1 else None
     return Selection(
-        feature=int(best.indices[0]),
+        feature=order[0],
         rule=f"highest average precision for {rule.class_name} on the discovery images",
         n_candidates=int((profiles.density > 0).sum()),
-        score=float(best.values[0]),
-        runner_up=int(best.indices[1]),
-        runner_up_score=float(best.values[1]),
+        score=float(scores[order[0]]),
+        runner_up=second,
+        runner_up_score=None if second is None else float(scores[second]),
         image_ids=profiles.image_ids,
     )
 
 
-def _fixed(rule: FixedFeature, profiles: Profiles) -> Selection:
+def live_precision(
+    profiles: Profiles, classes: Int64[Tensor, " image"], n_classes: int
+) -> Float64[Tensor, "feature class"]:
+    """Average precision of every feature for every class; −1 for features that never fire.
+
+    A feature that never fires has a precision too, that of chance, and would be chosen where all
+    others do worse.
+
+    Raises:
+        ExperimentError: when no feature fires on the discovery images.
+    """
+    alive = profiles.density > 0
+    if not alive.any():
+        raise ExperimentError(
+            "No feature fires on the discovery images",
+            where="selection",
+            fix="Look at the SAE with visae evaluate, and train it again",
+        )
+    scores = average_precision(profiles.image_max, classes, n_classes)
+    return torch.where(alive.unsqueeze(1), scores, torch.full_like(scores, -1.0))
+
+
+def _fixed(rule: FixedFeature, profiles: Profiles, sae_sha256: str) -> Selection:
     profiles.of(rule.feature)  # it exists and fires
     image_ids: tuple[str, ...] = profiles.image_ids
     problem = ""
     if rule.chosen_from is None:
         problem = "the spec does not say from which images the feature was chosen"
     else:
-        image_ids = FeatureIndex(Path(rule.chosen_from)).images.content_ids
+        index = FeatureIndex(Path(rule.chosen_from))
+        if index.record.sae_sha256 != sae_sha256:
+            raise ExperimentError(
+                f"Feature {rule.feature} was chosen from the index of another SAE",
+                where=rule.chosen_from,
+                fix="Give an index of the experiment's SAE in selection.chosen_from",
+            )
+        image_ids = index.images.content_ids
     return Selection(
         feature=rule.feature,
         rule=f"feature {rule.feature}, fixed by the spec",
@@ -236,18 +284,20 @@ def confirmation_precision(
 ) -> tuple[float | None, float | None]:
     """A feature's average precision for a class on other images, and the class's share of them.
 
-    None for both where no image, or every image, has the class.
+    Images without a label are left out. None for both where no image, or every image, has the
+    class.
     """
     from sklearn.metrics import average_precision_score
 
-    wanted = set(rows)
+    wanted = {row for row in rows if store.images.labels[row] is not None}
     largest: list[float] = []
     targets: list[bool] = []
     for shard in store.shards(provenance.site, provenance.tokens):
         for offset, tokens in enumerate(shard.activations):
             row = shard.first_image + offset
             if row in wanted:
-                largest.append(float(sae.feature_activations(tokens, [feature]).max()))
+                active = sae.feature_activations(tokens.to(sae.W_enc.device), [feature])
+                largest.append(float(active.max()))
                 targets.append(store.images.labels[row] == class_name)
     prevalence = sum(targets) / max(1, len(targets))
     if prevalence in (0.0, 1.0):
@@ -271,7 +321,14 @@ def matched_features(profiles: Profiles, feature: int, n: int) -> list[int]:
             fix=f"Ask for {candidates.numel()} or fewer",
         )
     traits = torch.stack([profiles.density.log(), profiles.mean_active.log()], dim=1)
-    spread = traits[candidates].std(dim=0).clamp_min(1e-6)
+    spread = traits[candidates].std(dim=0, correction=0).clamp_min(1e-6)
     distance = ((traits[candidates] - traits[feature]) / spread).norm(dim=1)
     return [int(candidates[i]) for i in torch.argsort(distance, stable=True)[:n]]
 
+
+def _quantile(ascending: Float64[Tensor, " value"], q: float) -> float:
+    """The q-quantile of sorted values, linear between them, for any number of values."""
+    place = q * (ascending.shape[0] - 1)
+    below = int(place)
+    above = min(below + 1, ascending.shape[0] - 1)
+    return float(ascending[below].lerp(ascending[above], place - below))

@@ -98,15 +98,16 @@ def plan_push(
         observed_max: The feature's largest observed activation.
     """
     n_images, n_tokens, d_model = tokens.shape
-    flat = tokens.reshape(-1, d_model).float()
-    active = sae.feature_activations(flat, [edit.feature])[:, 0].reshape(n_images, n_tokens)
+    flat = tokens.reshape(-1, d_model).to(sae.W_dec.device, torch.float32)
+    active = sae.feature_activations(flat, [edit.feature])[:, 0].to(tokens.device)
+    active = active.reshape(n_images, n_tokens)
     changes = allowed.to(tokens.device).expand(n_images, -1)
     if active_only:
         changes = changes & (active > 0)
     target = torch.where(changes, edit.target(active), active)
-    row = sae.W_dec[edit.feature].detach()
+    row = sae.W_dec[edit.feature].detach().to(tokens.device)
     length = row.norm()
-    amounts = (target - active) * sae.scale * length
+    amounts = (target - active) * sae.scale.to(tokens.device) * length
     size = tokens.norm(dim=2).clamp_min(torch.finfo(torch.float32).tiny)
     moved = amounts != 0
     beyond = (target > _OFF_DISTRIBUTION * observed_max) | (target < 0)

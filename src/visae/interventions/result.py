@@ -11,6 +11,7 @@ from visae.statistics.estimates import Estimate
 __all__ = [
     "ClassChange",
     "ControlResult",
+    "CurveName",
     "DoseCurve",
     "EditSize",
     "ExperimentResult",
@@ -19,6 +20,9 @@ __all__ = [
     "Registration",
     "SelectionResult",
 ]
+
+
+CurveName = Literal["suppression", "insertion"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -128,7 +132,7 @@ class ControlResult:
 class DoseCurve:
     """Mean change of the outcome at each dose, for the feature and for random directions."""
 
-    name: Literal["suppression", "insertion"]
+    name: CurveName
     """Where the concept is, or where it is not."""
     doses: tuple[float, ...]
     """Factors on the feature, or amounts added in units of q99."""

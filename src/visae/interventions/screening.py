@@ -10,8 +10,7 @@ from collections.abc import Sequence
 import torch
 
 from visae.errors import ExperimentError
-from visae.evaluation.probes import average_precision
-from visae.interventions.discovery import Profiles
+from visae.interventions.discovery import Profiles, live_precision
 from visae.interventions.edits import Edit, scope_tokens
 from visae.interventions.effects import Condition, Laboratory, measure
 from visae.interventions.tasks import class_index, read_outcome
@@ -40,7 +39,7 @@ def best_features(profiles: Profiles, labels: Sequence[str | None]) -> list[Clas
     """The best feature of each class; ``labels`` are those of the discovery images.
 
     Raises:
-        ExperimentError: when no discovery image has a label.
+        ExperimentError: when no discovery image has a label, or no feature fires.
     """
     classes = sorted({label for label in labels if label is not None})
     if not classes:
@@ -50,7 +49,7 @@ def best_features(profiles: Profiles, labels: Sequence[str | None]) -> list[Clas
         )
     position = {name: index for index, name in enumerate(classes)}
     indices = torch.tensor([position.get(label or "", -1) for label in labels])
-    best = average_precision(profiles.image_max, indices, len(classes)).max(dim=0)
+    best = live_precision(profiles, indices, len(classes)).max(dim=0)
     n_labelled = int((indices >= 0).sum())
     return [
         ClassCandidate(

@@ -5,6 +5,8 @@ hashed for the registration. Source: RIGOR §5.
 """
 
 import dataclasses
+import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,8 +28,11 @@ __all__ = [
     "StatisticsConfig",
     "read_spec",
     "spec_hash",
+    "spec_settings",
     "write_spec",
 ]
+
+_FORMAT = 1
 
 Operation = Literal["ablate", "scale", "set", "add"]
 Unit = Literal["raw", "q50", "q90", "q99", "max"]
@@ -71,6 +76,9 @@ class EditConfig:
     scope: Scope = "patches"
     """Which tokens: all patches, patches where it fires, special tokens, or all."""
 
+    def __post_init__(self) -> None:
+        _check_finite("value", self.value)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LinearProbeConfig:
@@ -95,6 +103,9 @@ class OutcomeConfig:
     n_per_other_class: int = 30
     """Confirmation images of each other class, to see what else the edit changes."""
 
+    def __post_init__(self) -> None:
+        _check_least("n_per_other_class", self.n_per_other_class, 0)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ControlsConfig:
@@ -116,14 +127,26 @@ class ControlsConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DosesConfig:
-    """The doses of the dose-response curves."""
+    """The doses of the dose-response curves; a curve without doses is not made."""
 
     suppression: tuple[float, ...] = (-1.0, 0.0, 0.5, 1.0, 1.5, 2.0)
     """Factors on the feature where the concept is; 1 changes nothing, below 0 flips the sign."""
     insertion: tuple[float, ...] = (-1.0, 0.0, 0.5, 1.0, 2.0)
-    """Amounts of q99 added at every patch where the concept is not."""
+    """Amounts of q99 added at every token of the scope where the concept is not."""
     n_images: int = 100
     """Images used for each curve, at most."""
+
+    def __post_init__(self) -> None:
+        _check_least("n_images", self.n_images, 2)
+        for name in ("suppression", "insertion"):
+            doses = getattr(self, name)
+            _check_finite(name, *doses)
+            if doses and len(set(doses)) < 3:
+                raise ConfigError(
+                    f"{name} has fewer than three different doses",
+                    where=f"{name} {list(doses)}",
+                    fix="Give three or more, or none for no curve",
+                )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -134,6 +157,9 @@ class SplitConfig:
     """Share of the images kept for confirmation."""
     salt: str = "visae"
     """Text mixed into the hash; another text gives another division."""
+
+    def __post_init__(self) -> None:
+        _check_between("confirmation_share", self.confirmation_share)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -148,6 +174,12 @@ class StatisticsConfig:
     """Sign flips of the paired test."""
     level: float = 0.95
     """Level of the intervals."""
+
+    def __post_init__(self) -> None:
+        _check_least("seed", self.seed, 0)
+        _check_least("n_resamples", self.n_resamples, 1000)
+        _check_least("n_permutations", self.n_permutations, 1)
+        _check_between("level", self.level)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -183,20 +215,24 @@ class ExperimentSpec:
     statistics: StatisticsConfig = StatisticsConfig()
     """Resampling."""
 
+    def __post_init__(self) -> None:
+        if self.format != _FORMAT:
+            raise _unknown_format(self.format, "format")
+
 
 def read_spec(path: Path) -> ExperimentSpec:
     """Read a spec; its paths become absolute.
 
     Raises:
-        ConfigError: when the file is not TOML.
-        ExperimentError: when a key is unknown, missing or mistyped (naming it and the nearest).
+        ConfigError: when the file is missing or not TOML.
+        ExperimentError: when it is of another format, or a key is unknown, missing or mistyped
+            (naming it and the nearest).
     """
     data = read_toml(Path(path))
+    found = data.get("format", _FORMAT)
+    if isinstance(found, int) and found != _FORMAT:  # before its unknown keys are looked at
+        raise _unknown_format(found, path)
     spec = from_plain(ExperimentSpec, data, where=path, error=ExperimentError)
-    if spec.format > 1:
-        raise ExperimentError(
-            f"Format {spec.format} is newer than format 1", where=path, fix="Upgrade visae"
-        )
     return _map_paths(spec, lambda p: (Path(path).parent / p).resolve())
 
 
@@ -213,15 +249,45 @@ def write_spec(spec: ExperimentSpec, path: Path) -> None:
     write_text(Path(path), tomli_w.dumps(_without_none(to_plain(relative))))
 
 
-def spec_hash(spec: ExperimentSpec, *, sae_sha256: str, store_digest: str) -> str:
-    """Hash of the spec's meaning: its settings, the SAE's and the store's content, no path."""
-    plain = to_plain(spec)
+def spec_settings(spec: ExperimentSpec, *, sae_sha256: str, store_digest: str) -> dict[str, Any]:
+    """The spec's canonical form: its settings, the SAE and the store by content, no path."""
+    plain: dict[str, Any] = to_plain(spec)
     plain["sae"], plain["store"] = sae_sha256, store_digest
     plain["selection"].pop("chosen_from", None)
-    return hash_json(plain)
+    return plain
 
 
-def _map_paths(spec: ExperimentSpec, change: Any) -> ExperimentSpec:
+def spec_hash(spec: ExperimentSpec, *, sae_sha256: str, store_digest: str) -> str:
+    """Hash of the spec's canonical form."""
+    return hash_json(spec_settings(spec, sae_sha256=sae_sha256, store_digest=store_digest))
+
+
+def _unknown_format(found: int, where: object) -> ExperimentError:
+    if found > _FORMAT:
+        what = f"Format {found} of specs is newer than format {_FORMAT}, the newest this reads"
+        return ExperimentError(what, where=where, fix="Upgrade visae")
+    return ExperimentError(
+        f"There is no format {found} of specs", where=where, fix=f"Write format = {_FORMAT}"
+    )
+
+
+def _check_finite(name: str, *values: float) -> None:
+    for value in values:
+        if not math.isfinite(value):
+            raise ConfigError(f"{name} is {value}", where=name, fix="Give a finite number")
+
+
+def _check_least(name: str, value: int, least: int) -> None:
+    if value < least:
+        raise ConfigError(f"{name} is {value}", where=name, fix=f"Give {least} or more")
+
+
+def _check_between(name: str, share: float) -> None:
+    if not 0.0 < share < 1.0:
+        raise ConfigError(f"{name} is {share}", where=name, fix="Give a number above 0 and below 1")
+
+
+def _map_paths(spec: ExperimentSpec, change: Callable[[Path], Path]) -> ExperimentSpec:
     selection = spec.selection
     if isinstance(selection, FixedFeature) and selection.chosen_from is not None:
         selection = dataclasses.replace(selection, chosen_from=change(selection.chosen_from))

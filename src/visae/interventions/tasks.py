@@ -7,7 +7,7 @@ images and saved; it refuses another model's tokens.
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -188,8 +188,11 @@ class LinearProbe:
         record = read_record(_ProbeRecord, folder / "probe.json", error=ExperimentError)
         verify_file(folder, record.weights, error=ExperimentError)
         tensors = read_tensors(folder / record.weights.name, error=ExperimentError)
-        names = {f.name for f in dataclasses.fields(cls)} - set(tensors)
-        return cls(**tensors, **{name: getattr(record, name) for name in names})
+        fields: dict[str, Any] = {
+            f.name: tensors[f.name] if f.name in tensors else getattr(record, f.name)
+            for f in dataclasses.fields(cls)
+        }
+        return cls(**fields)
 
 
 def fit_linear_probe(
