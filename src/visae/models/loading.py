@@ -6,6 +6,7 @@ from typing import Any, cast
 
 import timm
 import torch
+from safetensors import SafetensorError
 from timm.data.config import resolve_data_config
 
 from visae.errors import ModelError, nearest_names
@@ -46,19 +47,32 @@ def load_model(config: ModelConfig, *, device: str = "auto") -> VisionModel:
             that cannot be reached, or an image size the model cannot take.
     """
     name = config.model.removeprefix(_PREFIX)
-    if not timm.is_model(name):
-        raise ModelError(
-            f"There is no timm model named {name}",
-            where="--model",
-            fix=f"Use one of the nearest names: {nearest_names(name, timm.list_models())}",
-        )
+    _check_name(name)
     network = _build(name, config)
-    network.eval().requires_grad_(False).to(choose_device(device))
+    data_config = cast(Any, resolve_data_config)(_input_size(config), model=network)
+    cast(Any, network).pretrained_cfg.pop("state_dict", None)  # a second copy of the weights
     return TimmModel(
-        network,
+        network.to(choose_device(device)),
         name=_PREFIX + name,
         title=config.title or name,
-        data_config=cast(Any, resolve_data_config)(_input_size(config), model=network),
+        data_config=data_config,
+    )
+
+
+def _check_name(name: str) -> None:
+    """Refuse a name, or what follows its full stop, that timm does not know."""
+    architecture, _, tag = name.partition(".")
+    if not timm.is_model(architecture):
+        what, known = f"There is no timm model named {architecture}", timm.list_models()
+    else:
+        what = f"timm knows no weights {tag} of {architecture}"
+        known = timm.list_models(f"{architecture}.*", include_tags=True)
+        if not tag or name in known:
+            return
+    raise ModelError(
+        what,
+        where="--model",
+        fix=f"Use one of the nearest names: {nearest_names(name, known)}",
     )
 
 
@@ -82,14 +96,38 @@ def _build(name: str, config: ModelConfig) -> torch.nn.Module:
             where="--model",
             fix="Connect to the network, or give a safetensors file with --weights",
         ) from failure
-    except (RuntimeError, ValueError, AssertionError, TypeError, KeyError) as failure:
-        lines = [line.strip() for line in str(failure).splitlines() if line.strip()]
+    except _download_failures() as failure:
         raise ModelError(
-            f"Cannot build {name} with these weights: {' '.join(lines[:4])[:600]}",
+            f"The weights of {name} could not be downloaded: {_first_lines(failure)}",
+            where="--model",
+            fix="Try again, or give a safetensors file with --weights",
+        ) from failure
+    except (
+        RuntimeError,
+        ValueError,
+        AssertionError,
+        TypeError,
+        LookupError,
+        SafetensorError,
+    ) as failure:
+        raise ModelError(
+            f"Cannot build {name} with these weights: {_first_lines(failure)}",
             where=config.weights or "--model",
             fix="Give weights with this model's own tensor names and shapes, "
             "and an image size it can take",
         ) from failure
+
+
+def _download_failures() -> tuple[type[Exception], ...]:
+    """What a download that breaks off raises: the hub's error, and what its HTTP client raises."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    return OSError, *HfHubHTTPError.__bases__
+
+
+def _first_lines(failure: Exception) -> str:
+    lines = [line.strip() for line in str(failure).splitlines() if line.strip()]
+    return " ".join(lines[:4])[:600] or type(failure).__name__
 
 
 def _create(name: str, image_size: int | None, options: dict[str, Any]) -> torch.nn.Module:
@@ -111,10 +149,11 @@ def _local_weights(name: str, path: Path) -> dict[str, Any]:
         )
     state = read_tensors(path, error=ModelError)
     known = timm.get_pretrained_cfg(name) or timm.models.PretrainedCfg()
-    classifier = known.classifier if isinstance(known.classifier, str) else None
+    heads = known.classifier
+    classifier = heads if isinstance(heads, str) else next(iter(heads or ()), None)
     weight = state.get(f"{classifier}.weight")
     n_classes = 0 if weight is None else int(weight.shape[0])
-    overlay = {"state_dict": state, "num_classes": n_classes}
+    overlay = {"state_dict": state, "num_classes": n_classes, "label_offset": 0}
     fields = {f.name for f in dataclasses.fields(known)}
     return {
         "num_classes": n_classes,

@@ -11,15 +11,17 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from visae.errors import ConfigError
+from visae.errors import ConfigError, ImageError
 
 if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
-__all__ = ["Preprocessing"]
+__all__ = ["Interpolation", "Preprocessing"]
 
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
+
+_MAX_PIXELS = 100_000_000
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,9 +31,9 @@ class Preprocessing:
     size: tuple[int, int]
     """Height and width of the input in pixels."""
     crop_share: float = 1.0
-    """Share of the resized image's shorter side that the centre crop keeps."""
+    """Share of the scaled image's shorter side that the centre crop keeps."""
     crop: Literal["center", "squash"] = "center"
-    """Keep the aspect ratio and crop at the centre, or squash the whole image into ``size``."""
+    """Keep the aspect ratio while scaling, or squash the image; either is then cropped."""
     interpolation: Interpolation = "bicubic"
     """Resampling filter of the resize."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
@@ -50,23 +52,41 @@ class Preprocessing:
     def view(self, image: "Image.Image") -> "Image.Image":
         """The part of an RGB image that the model sees, at the size it sees it.
 
-        The image is scaled until it just covers ``size / crop_share``, then cropped at the
-        centre, with the rounding of torchvision's ``Resize`` and ``CenterCrop``.
+        The image is scaled until it just covers ``size / crop_share`` (squashed to exactly that
+        with ``squash``), then cropped at the centre: timm's evaluation transform, pixel by pixel.
+
+        Raises:
+            ImageError: when the image is so elongated that scaling it would fill the memory.
         """
         from PIL import Image
 
         height, width = self.size
+        rows, columns = self._scaled_size(image.height, image.width)
+        if rows * columns > _MAX_PIXELS:
+            raise ImageError(
+                "The image is too elongated",
+                where=f"{image.width} × {image.height} pixels",
+                fix="Crop or remove it",
+            )
+        scaled = image.resize((columns, rows), Image.Resampling[self.interpolation.upper()])
+        left, top = round((columns - width) / 2), round((rows - height) / 2)
+        return scaled.crop((left, top, left + width, top + height))
+
+    def _scaled_size(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of an image after scaling, before the crop.
+
+        A square target rounds the longer side down and another target rounds both sides to the
+        nearest, as torchvision's ``Resize`` and timm's ``ResizeKeepRatio`` do.
+        """
+        rows, columns = (math.floor(side / self.crop_share) for side in self.size)
         if self.crop == "squash":
-            return image.resize((width, height), Image.Resampling[self.interpolation.upper()])
-        cover = math.floor(height / self.crop_share), math.floor(width / self.crop_share)
-        scale = max(cover[0] / image.height, cover[1] / image.width)
-        target = (
-            max(cover[1], int(image.width * scale + 1e-6)),
-            max(cover[0], int(image.height * scale + 1e-6)),
-        )
-        resized = image.resize(target, Image.Resampling[self.interpolation.upper()])
-        left, top = round((target[0] - width) / 2), round((target[1] - height) / 2)
-        return resized.crop((left, top, left + width, top + height))
+            return rows, columns
+        if rows == columns:
+            short, long = sorted((height, width))
+            scaled_long = int(rows * long / short)
+            return (rows, scaled_long) if height <= width else (scaled_long, columns)
+        ratio = min(height / rows, width / columns)
+        return round(height / ratio), round(width / ratio)
 
     def pixels(self, views: "Sequence[Image.Image]") -> "Tensor":
         """A batch (image, 3, height, width) of normalised float32 from views."""
