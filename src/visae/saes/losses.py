@@ -86,7 +86,7 @@ def _prefix_residuals(
 
 def _between(
     codes: SparseCodes, values: Float[Tensor, " entry"], start: int, stop: int
-) -> tuple[SparseCodes, Float[Tensor, " entry"]]:
+) -> tuple[SparseCodes, Float[Tensor, " kept"]]:
     """The entries of features ``start`` to ``stop``."""
     if start == 0 and stop == codes.n_features:
         return codes, values

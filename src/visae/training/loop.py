@@ -76,7 +76,10 @@ def train(
             step = _start_or_resume(group)
             _optimise(group, step, progress)
             _save(store, site, group)
-    return [load_sae(folder) for folder in folders]
+    return [
+        load_sae(folder, kinds=[type(run.sparsity)])
+        for folder, run in zip(folders, runs, strict=True)
+    ]
 
 
 def _check_names(runs: Sequence[RunConfig]) -> None:

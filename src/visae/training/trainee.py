@@ -68,7 +68,7 @@ class Trainee:
         loss = batch_loss(self.sae, x, self.dead, auxk_alpha=self._config.auxk_alpha)
         if not torch.isfinite(loss.total):
             raise StoreError(
-                f"The loss of {self.run.name} is {float(loss.total)}",
+                f"The loss of {self.run.name} is {float(loss.total.detach())}",
                 fix="Look for NaN in the store with visae doctor, or lower the learning rate",
             )
         self._optimiser.zero_grad()
@@ -82,7 +82,7 @@ class Trainee:
         spread = self.sae.normalise(x)
         spread = (spread - spread.mean(0)).square().mean()
         return StepFigures(
-            loss=float(loss.total),
+            loss=float(loss.total.detach()),
             nmse=float(loss.reconstruction / spread),
             l0=loss.codes.values.numel() / x.shape[0],
             auxk=float(loss.auxk),
