@@ -48,8 +48,8 @@ class Measured:
     """Position of the target class."""
     measure: str
     """What is measured of it."""
-    groups: list[str | None] | None
-    """Group of each image, where the store has groups."""
+    groups: Sequence[str | None] | None
+    """What each image counts as, where several count as one."""
     settings: StatisticsConfig
     """Resampling."""
 
@@ -94,9 +94,8 @@ class Measured:
         }
 
     def _read(self, logits: Tensor) -> Float64[np.ndarray, " image"]:
-        outcome: Float64[np.ndarray, " image"] = read_outcome(
-            logits, self.index, self.measure
-        ).numpy()
+        outcome: Float64[np.ndarray, " image"]
+        outcome = read_outcome(logits, self.index, self.measure).numpy()
         return outcome
 
 
@@ -180,6 +179,7 @@ def dose_curve(
         control_changes=tuple(m.mean(c) for m, c in zip(measured, controls, strict=True)),
         rho=response.rho,
         n_images=outcomes.shape[0],
+        edit_sizes=tuple(edit_size(m.effects) for m in measured),
     )
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from visae.activations.store import ActivationStore
@@ -59,14 +59,11 @@ def _pixels(
     return store.record.preprocessing.pixels(views)
 
 
-def take(trace: Trace, site: str, keep: Tensor) -> Trace:
-    """Some images of a trace, for one site."""
+def take(trace: Trace, site: str, images: Int64[Tensor, " copy"]) -> Trace:
+    """Some images of a trace at one site, each as often as it is named (no output kept)."""
     entry = trace.entry[site]
-    tokens = trace.tokens[site]
-    output = trace.output
-    logits = None if output.logits is None else output.logits[keep]
     return Trace(
-        tokens={site: tokens[keep]},
-        entry={site: entry[keep.to(entry.device)]},
-        output=type(output)(output.tokens[keep], logits),
+        tokens={site: trace.tokens[site][images]},
+        entry={site: entry[images.to(entry.device)]},
+        output=trace.output,
     )

@@ -15,7 +15,7 @@ from visae.interventions.spec import ControlsConfig
 from visae.saes.initialise import random_rows
 from visae.saes.sae import SAE
 
-__all__ = ["ControlFamily", "control_families"]
+__all__ = ["ControlFamily", "control_families", "random_directions"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,11 +36,15 @@ def control_families(
     """The families that the spec asks for; random ones are fixed by the seed."""
     families = []
     if config.n_random:
-        generator = torch.Generator().manual_seed(seed)
-        rows = random_rows(config.n_random, sae.d_model, generator)
-        families.append(ControlFamily("random directions", rows, ()))
+        families.append(random_directions(config.n_random, sae.d_model, seed=seed))
     if config.n_matched:
         members = matched_features(profiles, feature, config.n_matched)
         rows = nn.functional.normalize(sae.W_dec[members].detach().cpu(), dim=1)
         families.append(ControlFamily("matched features", rows, tuple(members)))
     return families
+
+
+def random_directions(n: int, d_model: int, *, seed: int) -> ControlFamily:
+    """Isotropic random directions, fixed by their number and the seed."""
+    generator = torch.Generator().manual_seed(seed)
+    return ControlFamily("random directions", random_rows(n, d_model, generator), ())

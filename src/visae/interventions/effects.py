@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from visae.activations.store import ActivationStore
+from visae.errors import ExperimentError
 from visae.images.source import ImageSource
 from visae.interventions.batches import TracedImages, take, traced_images
 from visae.interventions.edits import Edit, Push, apply_push, plan_push
@@ -39,7 +40,7 @@ class Laboratory:
     site: str
     """Where the SAE sits."""
     sae: SAE
-    """The SAE, on the model's device."""
+    """The SAE; fastest on the model's device."""
     task: Task
     """What reads the output."""
 
@@ -92,17 +93,18 @@ def measure(
 
     With ``partial_dir`` each finished batch is kept there, and found again by an interrupted
     run. ``advance`` is told the number of images done after each batch.
+
+    Raises:
+        ExperimentError: when there are no images, one has changed since it was recorded, or
+            ``partial_dir`` holds other images.
     """
-    parts: list[dict[str, Tensor]] = []
-    done = 0
-    if partial_dir is not None:
-        for path in sorted(partial_dir.glob("*.safetensors")):
-            parts.append(read_tensors(path))
-            done += parts[-1]["rows"].shape[0]
-            advance(done)
+    if not rows:
+        raise ExperimentError("There are no images to measure", fix="Give more images")
     lab = laboratory
-    remaining = list(rows)[done:]
-    for batch in traced_images(lab.store, lab.source, lab.model, lab.site, remaining):
+    parts = [] if partial_dir is None else _finished_batches(partial_dir, rows)
+    done = sum(part["rows"].shape[0] for part in parts)
+    advance(done)
+    for batch in traced_images(lab.store, lab.source, lab.model, lab.site, rows[done:]):
         part = _measure_batch(lab, batch, condition)
         if partial_dir is not None:
             write_tensors(partial_dir, f"{done:08d}.safetensors", part)
@@ -110,6 +112,22 @@ def measure(
         done += len(batch.rows)
         advance(done)
     return Effects(**{name: torch.cat([p[name] for p in parts]) for name in parts[0]})
+
+
+def _finished_batches(folder: Path, rows: Sequence[int]) -> list[dict[str, Tensor]]:
+    """The batches that an interrupted run has left, in order."""
+    parts: list[dict[str, Tensor]] = []
+    found: list[int] = []
+    for path in sorted(folder.glob("*.safetensors")):
+        parts.append(read_tensors(path, error=ExperimentError))
+        found += parts[-1]["rows"].tolist()
+        if found != list(rows[: len(found)]):
+            raise ExperimentError(
+                "An interrupted run has left the effects of other images here",
+                where=path,
+                fix=f"Delete the folder {folder} and run the same command again",
+            )
+    return parts
 
 
 def _measure_batch(lab: Laboratory, batch: TracedImages, condition: Condition) -> dict[str, Tensor]:
@@ -127,9 +145,8 @@ def _measure_batch(lab: Laboratory, batch: TracedImages, condition: Condition) -
     directions = condition.directions.to(tokens.device, tokens.dtype)
     everything = torch.cat([push.direction.unsqueeze(0), directions])
     logits = baseline.unsqueeze(1).repeat(1, everything.shape[0], 1)
-    changed = (push.amounts != 0).any(dim=1)
-    for image in torch.nonzero(changed).flatten().tolist():
-        logits[image] = _pushed_logits(lab, batch.trace, push, image, everything)
+    changed = torch.nonzero((push.amounts != 0).any(dim=1)).flatten()
+    logits[changed] = _pushed_logits(lab, batch.trace, push, changed, everything)
     return {
         "rows": torch.tensor(batch.rows),
         "baseline": baseline.cpu(),
@@ -140,19 +157,23 @@ def _measure_batch(lab: Laboratory, batch: TracedImages, condition: Condition) -
 
 
 def _pushed_logits(
-    lab: Laboratory, trace: Trace, push: Push, image: int, directions: Tensor
-) -> Float[Tensor, "direction class"]:
-    """Logits of one image pushed along each direction."""
-    amounts, parts = push.amounts[image : image + 1], []
-    for start in range(0, directions.shape[0], _PUSHES_AT_ONCE):
-        some = directions[start : start + _PUSHES_AT_ONCE]
-        copies = torch.full((some.shape[0],), image, device=amounts.device)
-        repeated = take(trace, lab.site, copies)
-        pushed = apply_push(
-            repeated.tokens[lab.site], amounts.expand(some.shape[0], -1), some.unsqueeze(1)
-        )
-        parts.append(lab.task.logits(lab.model.resume(repeated, lab.site, pushed)))
-    return torch.cat(parts)
+    lab: Laboratory,
+    trace: Trace,
+    push: Push,
+    images: Int64[Tensor, " changed"],
+    directions: Float[Tensor, "direction d_model"],
+) -> Float[Tensor, "changed direction class"]:
+    """Logits of some images, each pushed along each direction; many pushes run at once."""
+    n_directions = directions.shape[0]
+    pairs = torch.arange(len(images) * n_directions, device=images.device)
+    parts = [trace.output.tokens.new_zeros(0, len(lab.task.classes))]
+    for some in torch.split(pairs, _PUSHES_AT_ONCE):
+        copies = take(trace, lab.site, images[some // n_directions])
+        amounts = push.amounts[images[some // n_directions]]
+        along = directions[some % n_directions].unsqueeze(1)
+        pushed = apply_push(copies.tokens[lab.site], amounts, along)
+        parts.append(lab.task.logits(lab.model.resume(copies, lab.site, pushed)))
+    return torch.cat(parts).unflatten(0, (len(images), n_directions))
 
 
 def _sizes(push: Push) -> dict[str, Tensor]:

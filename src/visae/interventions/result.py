@@ -33,8 +33,10 @@ class Registration:
     """Always ``registration``."""
     format: int = 1
     """Version of this format."""
+    spec: dict[str, Any]
+    """The spec's canonical form: its settings, with the SAE and the store by content."""
     spec_sha256: str
-    """Hash of the spec's meaning and of the SAE's and store's content."""
+    """Hash of that form."""
     registered_at: str
     """When, as UTC in ISO 8601."""
     visae_version: str
@@ -49,6 +51,8 @@ class Registration:
     """Hash of the content ids that the selection saw."""
     confirmation_digest: str
     """Hash of the confirmation images' content ids."""
+    labels_digest: str
+    """Hash of all images with their labels and groups."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -86,9 +90,11 @@ class ProbeResult:
     discovery_accuracy: float
     """Cross-validated accuracy on the discovery images."""
     confirmation_accuracy: float
-    """Accuracy on the confirmation images used here, unedited."""
+    """Accuracy on the confirmation images used here, unedited, each class weighing the same."""
     chance: float
-    """Accuracy of always naming the largest class."""
+    """Accuracy of always naming the largest class of the discovery images."""
+    confirmation_chance: float
+    """Accuracy of a constant answer on the confirmation images, each class weighing the same."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -144,6 +150,8 @@ class DoseCurve:
     """Spearman's correlation of dose and outcome, mean over images."""
     n_images: int
     """Images."""
+    edit_sizes: tuple[EditSize, ...]
+    """How large the edit was at each dose."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -199,7 +207,7 @@ class ExperimentResult:
     hypothesis: str
     """The claim."""
     spec: dict[str, Any]
-    """The spec in full."""
+    """The spec in full, each path by its last name."""
     spec_sha256: str
     """Its hash."""
     registered_at: str

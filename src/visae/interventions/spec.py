@@ -41,6 +41,22 @@ Measure = Literal["probability", "logit", "margin"]
 Pool = Literal["cls", "mean-patch"]
 
 
+def _check_finite(name: str, *values: float) -> None:
+    for value in values:
+        if not math.isfinite(value):
+            raise ConfigError(f"{name} is {value}", where=name, fix="Give a finite number")
+
+
+def _check_least(name: str, value: int, least: int) -> None:
+    if value < least:
+        raise ConfigError(f"{name} is {value}", where=name, fix=f"Give {least} or more")
+
+
+def _check_between(name: str, share: float) -> None:
+    if not 0.0 < share < 1.0:
+        raise ConfigError(f"{name} is {share}", where=name, fix="Give a number above 0 and below 1")
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BestForClass:
     """Choose the feature that best marks a class on the discovery images."""
@@ -269,22 +285,6 @@ def _unknown_format(found: int, where: object) -> ExperimentError:
     return ExperimentError(
         f"There is no format {found} of specs", where=where, fix=f"Write format = {_FORMAT}"
     )
-
-
-def _check_finite(name: str, *values: float) -> None:
-    for value in values:
-        if not math.isfinite(value):
-            raise ConfigError(f"{name} is {value}", where=name, fix="Give a finite number")
-
-
-def _check_least(name: str, value: int, least: int) -> None:
-    if value < least:
-        raise ConfigError(f"{name} is {value}", where=name, fix=f"Give {least} or more")
-
-
-def _check_between(name: str, share: float) -> None:
-    if not 0.0 < share < 1.0:
-        raise ConfigError(f"{name} is {share}", where=name, fix="Give a number above 0 and below 1")
 
 
 def _map_paths(spec: ExperimentSpec, change: Callable[[Path], Path]) -> ExperimentSpec:

@@ -21,12 +21,22 @@ from visae.models.protocol import Output
 from visae.storage.records import read_record, write_record
 from visae.storage.tensors import FileRef, read_tensors, verify_file, write_tensors
 
-__all__ = ["LinearProbe", "Task", "class_index", "fit_linear_probe", "pool_tokens", "read_outcome"]
+__all__ = [
+    "FEWEST_IMAGES",
+    "LinearProbe",
+    "Task",
+    "class_index",
+    "fit_linear_probe",
+    "pool_tokens",
+    "read_outcome",
+]
+
+FEWEST_IMAGES = 5
+"""Images that a class needs for a probe: one for each fold of the cross-validation."""
 
 Pool = Literal["cls", "mean-patch"]
 
 _REGULARISATION = (0.001, 0.01, 0.1)
-_FOLDS = 5
 
 
 @runtime_checkable
@@ -113,7 +123,7 @@ class _ProbeRecord:
     chance: float
     """Accuracy of always naming the largest class."""
     image_ids_digest: str
-    """Hash of the content ids it was trained on."""
+    """Hash of the content ids and labels it was trained on."""
     weights: FileRef
     """Its tensors."""
 
@@ -141,7 +151,7 @@ class LinearProbe:
     chance: float
     """Accuracy of always naming the largest class."""
     image_ids_digest: str
-    """Hash of the content ids it was trained on."""
+    """Hash of the content ids and labels it was trained on."""
 
     def logits(self, output: Output) -> Float[Tensor, "image class"]:
         """Scores of each class.
@@ -188,11 +198,17 @@ class LinearProbe:
         record = read_record(_ProbeRecord, folder / "probe.json", error=ExperimentError)
         verify_file(folder, record.weights, error=ExperimentError)
         tensors = read_tensors(folder / record.weights.name, error=ExperimentError)
+        n_rows = {name: len(tensor) for name, tensor in tensors.items()}
+        if n_rows != dict.fromkeys(("weight", "bias"), len(record.classes)):
+            raise ExperimentError(
+                f"These weights are not those of {len(record.classes)} classes",
+                where=folder,
+                fix="The files belong to different probes: delete the folder",
+            )
         fields: dict[str, Any] = {
-            f.name: tensors[f.name] if f.name in tensors else getattr(record, f.name)
-            for f in dataclasses.fields(cls)
+            f.name: getattr(record, f.name) for f in dataclasses.fields(cls) if f.name not in n_rows
         }
-        return cls(**fields)
+        return cls(weight=tensors["weight"], bias=tensors["bias"], **fields)
 
 
 def fit_linear_probe(
@@ -208,25 +224,25 @@ def fit_linear_probe(
     """Multinomial logistic regression on standardised features; C by 5-fold cross-validation.
 
     Raises:
-        ExperimentError: when a class has fewer images than folds.
+        ExperimentError: when a class has fewer than ``FEWEST_IMAGES`` images.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import GridSearchCV, StratifiedKFold
 
     counts = torch.bincount(labels, minlength=len(classes))
-    if int(counts.min()) < _FOLDS:
+    if int(counts.min()) < FEWEST_IMAGES:
         worst = int(counts.argmin())
         raise ExperimentError(
             f"Class {classes[worst]} has {int(counts[worst])} discovery images",
             where="linear probe",
-            fix=f"Give at least {_FOLDS} images of every class in the discovery half",
+            fix=f"Give at least {FEWEST_IMAGES} images of every class in the discovery half",
         )
     x = features.double().numpy()
     mean, std = x.mean(0), np.maximum(x.std(0), 1e-6)
     search = GridSearchCV(
         LogisticRegression(max_iter=500, tol=1e-3),
         {"C": list(_REGULARISATION)},
-        cv=StratifiedKFold(_FOLDS, shuffle=True, random_state=0),
+        cv=StratifiedKFold(FEWEST_IMAGES, shuffle=True, random_state=0),
     )
     search.fit((x - mean) / std, labels.numpy())
     best = search.best_estimator_
