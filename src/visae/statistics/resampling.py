@@ -57,7 +57,7 @@ class Resampling:
         A figure that is undefined is None, one that never varies has an interval without width,
         and one for which BCa has no interval has none; the note says which.
         """
-        values = statistic(np.ones((1, self.n_units)))[:, 0]
+        values = statistic(np.ones((1, self.n_units)))[:, 0] + 0.0  # no negative zero
         needed = units_needed(self.level)
         if self.n_units < needed:
             why = f"{self.n_units} independent units carry no interval: {needed} are needed"
