@@ -15,11 +15,20 @@ from visae.models.layout import Layout, TokenPolicy
 from visae.models.preprocessing import Preprocessing
 from visae.storage.tensors import FileRef
 
-__all__ = ["DType", "RecordConfig", "ShardRecord", "SiteRecord", "StoreRecord", "shard_name"]
+__all__ = [
+    "N_BYTES",
+    "DType",
+    "RecordConfig",
+    "ShardRecord",
+    "SiteRecord",
+    "StoreRecord",
+    "shard_name",
+]
 
 DType = Literal["bfloat16", "float16", "float32"]
 
-_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
+N_BYTES: dict[DType, int] = {"bfloat16": 2, "float16": 2, "float32": 4}
+"""Bytes of one number in each format."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,7 +62,7 @@ class RecordConfig:
 
     def bytes_per_image(self, widths: dict[str, tuple[int, int]]) -> int:
         """Stored bytes of one image, given (kept tokens, d_model) of each site."""
-        return sum(tokens * width for tokens, width in widths.values()) * _BYTES[self.dtype]
+        return sum(tokens * width for tokens, width in widths.values()) * N_BYTES[self.dtype]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

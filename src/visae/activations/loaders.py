@@ -1,17 +1,20 @@
 """Shuffled batches of tokens from a store, the same for one seed, resumable at any batch.
 
-The store is cut into runs of whole images. Each pass permutes the runs, reads as many as fit the
-buffer, and permutes all their tokens together; batches come from that permutation. A buffer that
-holds the whole store gives an exact uniform shuffle.
+The store is cut into runs of whole images. Each pass permutes the runs, divides them evenly into
+as few buffers as the memory allows, reads one buffer after the other and permutes all its tokens
+together; batches come from that permutation. A buffer that holds the whole store gives an exact
+uniform shuffle.
 """
 
 import dataclasses
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from visae.activations.format import N_BYTES
 from visae.activations.store import ActivationStore
 from visae.errors import StoreError
 from visae.models.layout import TokenPolicy
@@ -33,6 +36,14 @@ class LoaderState:
     """Batches of this buffer handed out."""
 
 
+class _Run(NamedTuple):
+    """Some neighbouring images of a shard."""
+
+    shard: int
+    start: int
+    stop: int
+
+
 class ShuffledTokens:
     """Endless shuffled batches of one site's tokens, in float32.
 
@@ -42,7 +53,7 @@ class ShuffledTokens:
         tokens: Which of its tokens; without it, all that were recorded.
         batch_size: Tokens in a batch; what does not fill the last batch of a buffer waits for the
             next pass, in which it falls elsewhere.
-        buffer_bytes: Memory for the mixing buffer.
+        buffer_bytes: Memory for the mixing buffer, roughly.
         seed: Fixes the order.
 
     Raises:
@@ -61,20 +72,21 @@ class ShuffledTokens:
     ) -> None:
         self._store, self._site, self._tokens = store, site, tokens
         self._batch_size, self._seed = batch_size, seed
-        record = store.site(site)
-        token_bytes = record.d_model * (4 if store.record.dtype == "float32" else 2)
-        image_bytes = token_bytes * store.tokens_per_image(site, tokens)
-        self._runs = _runs(store, max(1, _RUN_BYTES // image_bytes))
-        self._images_per_buffer = max(1, buffer_bytes // image_bytes)
-        available = min(self._images_per_buffer, store.n_images) * store.tokens_per_image(
-            site, tokens
-        )
+        self._per_image = store.tokens_per_image(site, tokens)
+        token_bytes = store.site(site).d_model * N_BYTES[store.record.dtype]
+        images_per_buffer = max(1, buffer_bytes // (token_bytes * self._per_image))
+        available = min(images_per_buffer, store.n_images) * self._per_image
         if available < batch_size:
             raise StoreError(
                 f"A batch of {batch_size} tokens is more than the {available} tokens there are",
                 where=f"{store.folder}, {site}",
                 fix="Give a smaller --batch-size, a larger buffer, or record more images",
             )
+        per_run = min(_RUN_BYTES // (token_bytes * self._per_image), images_per_buffer // 8)
+        self._runs = _runs(store, max(1, per_run))
+        images_per_batch = -(-batch_size // self._per_image)
+        fewest = -(-store.n_images // images_per_buffer)
+        self._n_buffers = max(1, min(fewest, store.n_images // images_per_batch))
         self.state = LoaderState()
 
     def __iter__(self) -> Iterator[Float[Tensor, "token d_model"]]:
@@ -85,24 +97,20 @@ class ShuffledTokens:
                 self.state = dataclasses.replace(self.state, buffer=self.state.buffer + 1, batch=0)
             self.state = LoaderState(n_pass=self.state.n_pass + 1)
 
-    def _groups(self, n_pass: int) -> list[list[tuple[int, int, int]]]:
-        """The runs of one pass, permuted and packed into buffers of similar size."""
+    def _groups(self, n_pass: int) -> list[list[_Run]]:
+        """The runs of one pass, permuted and divided into buffers with as many images each."""
         generator = torch.Generator().manual_seed(_mix(self._seed, n_pass, 0))
         order = torch.randperm(len(self._runs), generator=generator).tolist()
-        n_groups = -(-self._store.n_images // self._images_per_buffer)
-        per_group = -(-len(order) // n_groups)
-        return [
-            [self._runs[i] for i in order[start : start + per_group]]
-            for start in range(0, len(order), per_group)
-        ]
+        groups: list[list[_Run]] = [[] for _ in range(self._n_buffers)]
+        n_before = 0
+        for run in (self._runs[i] for i in order):
+            groups[n_before * self._n_buffers // self._store.n_images].append(run)
+            n_before += run.stop - run.start
+        return groups
 
-    def _batches(self, runs: list[tuple[int, int, int]]) -> Iterator[Tensor]:
+    def _batches(self, runs: list[_Run]) -> Iterator[Tensor]:
         """Batches of one buffer, from the one after ``state.batch``."""
-        read = [
-            self._store.rows(self._site, shard, slice(start, stop), self._tokens)
-            for shard, start, stop in sorted(runs)
-        ]
-        tokens = torch.cat(read).flatten(0, 1)
+        tokens = self._read(runs)
         generator = torch.Generator()
         generator.manual_seed(_mix(self._seed, self.state.n_pass, 1 + self.state.buffer))
         order = torch.randperm(tokens.shape[0], generator=generator)
@@ -112,11 +120,24 @@ class ShuffledTokens:
             self.state = dataclasses.replace(self.state, batch=index + 1)
             yield tokens[chosen].float()
 
+    def _read(self, runs: list[_Run]) -> Float[Tensor, "token d_model"]:
+        """All tokens of some runs, read in the order of the files."""
+        n_images = sum(run.stop - run.start for run in runs)
+        shape = n_images, self._per_image, self._store.site(self._site).d_model
+        tokens = torch.empty(shape, dtype=getattr(torch, self._store.record.dtype))
+        at = 0
+        for run in sorted(runs):
+            images = slice(run.start, run.stop)
+            rows = self._store.rows(self._site, run.shard, images, self._tokens)
+            tokens[at : at + rows.shape[0]] = rows
+            at += rows.shape[0]
+        return tokens.flatten(0, 1)
 
-def _runs(store: ActivationStore, images_per_run: int) -> list[tuple[int, int, int]]:
-    """(shard, first image, last image + 1) of every run."""
+
+def _runs(store: ActivationStore, images_per_run: int) -> list[_Run]:
+    """The store's images, cut into runs that stay within a shard."""
     return [
-        (shard, start, min(start + images_per_run, n_images))
+        _Run(shard, start, min(start + images_per_run, n_images))
         for shard in range(store.n_shards)
         for n_images in [store.n_images_in_shard(shard)]
         for start in range(0, n_images, images_per_run)

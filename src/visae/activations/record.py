@@ -4,12 +4,13 @@ Shards are written one after another; a finished one is never touched again. Int
 moment and run the same command: it goes on with the first missing shard, with an equal result.
 """
 
+import collections
 import dataclasses
 import shutil
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,27 +27,40 @@ from visae.activations.statistics import partial_sums
 from visae.activations.store import ActivationStore
 from visae.errors import ImageError, ModelError, StoreError
 from visae.images.catalog import Skipped, write_skipped
-from visae.images.source import ImageEntry, ImageSource, LoadedImage
+from visae.images.source import ImageEntry, ImageSource
 from visae.models.config import ModelConfig
 from visae.models.protocol import VisionModel
 from visae.progress import Progress, ProgressCallback, silent
-from visae.storage.atomic import disk_errors
+from visae.storage.atomic import disk_errors, remove_leftovers
+from visae.storage.differences import differences
 from visae.storage.locks import exclusive
 from visae.storage.portable import portable
 from visae.storage.records import read_record, to_plain, write_record
 from visae.storage.tensors import FileRef, write_tensors
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 __all__ = ["record"]
 
 _DECODE_THREADS = 4
 
 
-class _Loaded(NamedTuple):
-    """An image of the source, read or skipped."""
+class _Seen(NamedTuple):
+    """An image as the model sees it; the picture itself is dropped at once."""
 
     entry: ImageEntry
-    image: LoadedImage | None
-    reason: str
+    content_id: str
+    view: "Image.Image"
+
+
+class _Batch(NamedTuple):
+    """Some images and, at each site, their kept tokens in the store's number format."""
+
+    images: list[_Seen]
+    activations: dict[str, Tensor]
+    rounding: dict[str, Tensor]
+    """Σ‖stored − computed‖² over the images, at each site and token."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,18 +95,21 @@ def record(
         StoreError: when ``out`` holds another recording (naming what differs), is being written
             by another process, or the disk cannot hold the store.
         ModelError: when the model gives NaN or infinite activations (naming image and site).
-        ImageError: when no image can be read.
+        ImageError: when there is no image, or none can be read; nothing stays but the list of
+            skipped images, so that the same command starts anew once they are mended.
     """
     out = Path(out)
+    if not source.entries:
+        raise ImageError("There are no images", where=source.location, fix="Give other --images")
     plan = _plan(source, model, out, config, model_config)
     recording = _Recording(source, model, out, plan, config, strict, progress)
     with exclusive(out):
+        remove_leftovers(out)
         if not _begin(out, plan):
             return ActivationStore(out)
         _check_space(out, plan, config)
-        for index in range(plan.n_shards):
-            if not (out / "shards" / f"{shard_name(index)}.json").is_file():
-                _write_shard(recording, index)
+        for index in _missing(out, plan):
+            _write_shard(recording, index)
         _finish(out, plan)
     return ActivationStore(out)
 
@@ -142,28 +159,36 @@ def _begin(out: Path, plan: StoreRecord) -> bool:
         write_record(path, plan)
         return True
     found = read_record(StoreRecord, path, error=StoreError)
-    old, new = to_plain(found), to_plain(plan)
-    different = [k for k in new if k not in ("complete", "visae_version") and old[k] != new[k]]
-    if different:
-        changes = "; ".join(f"{k}: {_short(old[k])} there, {_short(new[k])} now" for k in different)
+    if changes := differences(_lasting(found), _lasting(plan)):
         raise StoreError(
-            f"This folder holds another recording ({changes})",
+            f"This folder holds another recording ({'; '.join(changes[:4])})",
             where=out,
             fix="Choose another --out, or delete the folder",
         )
-    return not found.complete
+    return not found.complete or bool(_missing(out, plan))
 
 
-def _short(value: object) -> str:
-    text = str(value)
-    return text if len(text) <= 80 else text[:77] + "…"
+def _lasting(record: StoreRecord) -> dict[str, Any]:
+    """What must be equal for a recording to be continued: all but names and progress."""
+    plain: dict[str, Any] = to_plain(record)
+    del plain["complete"], plain["visae_version"], plain["identity"]["title"]
+    return plain
+
+
+def _missing(out: Path, plan: StoreRecord) -> list[int]:
+    """Shards that are not written yet."""
+    return [i for i in range(plan.n_shards) if not _shard_path(out, i).is_file()]
+
+
+def _shard_path(out: Path, index: int) -> Path:
+    return out / "shards" / f"{shard_name(index)}.json"
 
 
 def _check_space(out: Path, plan: StoreRecord, config: RecordConfig) -> None:
     widths = {s.name: (s.layout.n_kept(plan.tokens), s.d_model) for s in plan.sites}
-    n_done = sum(1 for _ in (out / "shards").glob("*.json"))
-    images_left = plan.n_images_in_source - n_done * plan.images_per_shard
-    needed = config.bytes_per_image(widths) * max(0, images_left)
+    n, per_shard = plan.n_images_in_source, plan.images_per_shard
+    images_left = sum(min(per_shard, n - i * per_shard) for i in _missing(out, plan))
+    needed = config.bytes_per_image(widths) * images_left
     free = shutil.disk_usage(out).free
     if needed > free:
         raise StoreError(
@@ -177,15 +202,14 @@ def _write_shard(recording: _Recording, index: int) -> None:
     plan = recording.plan
     start = index * plan.images_per_shard
     entries = recording.source.entries[start : start + plan.images_per_shard]
-    kept: list[_Loaded] = []
     skipped: list[tuple[str, str]] = []
-    parts: dict[str, list[Tensor]] = {site.name: [] for site in plan.sites}
-    for batch in _batches(recording, entries, skipped):
-        for site, activations in _activations(recording.model, plan, batch).items():
-            parts[site].append(activations)
-        kept.extend(batch)
-        _report(recording, start + len(kept) + len(skipped))
-    _save_shard(recording, index, parts, kept, skipped)
+    batches: list[_Batch] = []
+    n_kept = 0
+    for images in _image_batches(recording, entries, skipped):
+        batches.append(_run(recording.model, plan, images))
+        n_kept += len(images)
+        _report(recording, start + n_kept + len(skipped))
+    _save_shard(recording, index, batches, skipped)
 
 
 def _report(recording: _Recording, done: int) -> None:
@@ -193,63 +217,73 @@ def _report(recording: _Recording, done: int) -> None:
     recording.progress(Progress(stage="record", done=done, total=total, unit="images"))
 
 
-def _batches(
+def _image_batches(
     recording: _Recording, entries: Sequence[ImageEntry], skipped: list[tuple[str, str]]
-) -> Iterator[list[_Loaded]]:
-    """Readable images in order, in full batches, decoded by threads ahead of the model."""
-    batch_size = recording.config.batch_size
-
-    def load(entry: ImageEntry) -> _Loaded:
+) -> Iterator[list[_Seen]]:
+    """Readable images in order, in full batches; what cannot be read is added to ``skipped``."""
+    batch: list[_Seen] = []
+    for entry, future in _read_ahead(recording, entries):
         try:
-            return _Loaded(entry, recording.source.load(entry.ref), "")
+            batch.append(future.result())
         except ImageError as failure:
             if recording.strict:
                 raise
-            return _Loaded(entry, None, failure.what)
-
-    batch: list[_Loaded] = []
-    with ThreadPoolExecutor(_DECODE_THREADS) as threads:
-        for start in range(0, len(entries), 8 * batch_size):
-            for loaded in threads.map(load, entries[start : start + 8 * batch_size]):
-                if loaded.image is None:
-                    skipped.append((loaded.entry.ref, loaded.reason))
-                    continue
-                batch.append(loaded)
-                if len(batch) == batch_size:
-                    yield batch
-                    batch = []
+            skipped.append((entry.ref, failure.what))
+        if len(batch) == recording.config.batch_size:
+            yield batch
+            batch = []
     if batch:
         yield batch
 
 
-def _activations(
-    model: VisionModel, plan: StoreRecord, batch: Sequence[_Loaded]
-) -> dict[str, Tensor]:
-    """Kept tokens of a batch at every site, in the store's number format."""
-    preprocessing = plan.preprocessing
-    views = [preprocessing.view(item.image.pixels) for item in batch if item.image is not None]
-    trace = model.trace(preprocessing.pixels(views), [site.name for site in plan.sites])
-    dtype = getattr(torch, plan.dtype)
-    stored = {}
+def _read_ahead(
+    recording: _Recording, entries: Sequence[ImageEntry]
+) -> Iterator[tuple[ImageEntry, Future[_Seen]]]:
+    """Images in order, read and scaled by threads up to two batches ahead of the model."""
+
+    def see(entry: ImageEntry) -> _Seen:
+        image = recording.source.load(entry.ref)
+        return _Seen(entry, image.content_id, recording.plan.preprocessing.view(image.pixels))
+
+    n_ahead = 2 * recording.config.batch_size
+    waiting: collections.deque[tuple[ImageEntry, Future[_Seen]]] = collections.deque()
+    threads = ThreadPoolExecutor(_DECODE_THREADS)
+    try:
+        for entry in entries:
+            waiting.append((entry, threads.submit(see, entry)))
+            if len(waiting) > n_ahead:
+                yield waiting.popleft()
+        yield from waiting
+    finally:
+        threads.shutdown(cancel_futures=True)
+
+
+def _run(model: VisionModel, plan: StoreRecord, images: list[_Seen]) -> _Batch:
+    """Run the model on a batch and keep what the store keeps."""
+    pixels = plan.preprocessing.pixels([image.view for image in images])
+    trace = model.trace(pixels, [site.name for site in plan.sites])
+    activations, rounding = {}, {}
     for site in plan.sites:
-        kept = trace.tokens[site.name][:, site.layout.kept(plan.tokens)].to("cpu", dtype)
-        finite = torch.isfinite(kept).all(dim=2).all(dim=1)
+        computed = trace.tokens[site.name][:, site.layout.kept(plan.tokens)].cpu()
+        stored = computed.to(getattr(torch, plan.dtype))
+        finite = torch.isfinite(stored).flatten(1).all(dim=1)
         if not finite.all():
-            bad = batch[int((~finite).nonzero()[0])].entry.ref
+            bad = images[int((~finite).nonzero()[0])].entry.ref
             raise ModelError(
                 f"The model gives NaN or infinite activations at {site.name} for image {bad}",
                 where=plan.identity.name,
                 fix="Look at that image and the weights; float16 overflows: try --dtype bfloat16",
             )
-        stored[site.name] = kept
-    return stored
+        activations[site.name] = stored
+        error = stored.float() - computed
+        rounding[site.name] = error.square().sum(dim=(0, 2), dtype=torch.float64)
+    return _Batch(images, activations, rounding)
 
 
 def _save_shard(
     recording: _Recording,
     index: int,
-    parts: dict[str, list[Tensor]],
-    kept: Sequence[_Loaded],
+    batches: Sequence[_Batch],
     skipped: Sequence[tuple[str, str]],
 ) -> None:
     """Write a shard's tensors, then its JSON: the shard exists from then on."""
@@ -257,39 +291,42 @@ def _save_shard(
     files: dict[str, FileRef] = {}
     sums: dict[str, Tensor] = {}
     for site in plan.sites:
-        empty = torch.empty(0, site.layout.n_kept(plan.tokens), site.d_model)
-        activations = torch.cat([empty.to(getattr(torch, plan.dtype)), *parts[site.name]])
+        n_tokens = site.layout.n_kept(plan.tokens)
+        empty = torch.empty((0, n_tokens, site.d_model), dtype=getattr(torch, plan.dtype))
+        activations = torch.cat([empty, *(batch.activations[site.name] for batch in batches)])
         files[site.name] = write_tensors(
             out, f"{site.name}/{name}.safetensors", {"activations": activations}
         )
-        partial = partial_sums(activations)
+        rounding = torch.zeros(n_tokens, dtype=torch.float64)
+        for batch in batches:
+            rounding += batch.rounding[site.name]
+        partial = partial_sums(activations, rounding=rounding)
         sums |= {f"{site.name}/{key}": value for key, value in partial.items()}
-    images = [item.image for item in kept if item.image is not None]
+    images = [image for batch in batches for image in batch.images]
     record = ShardRecord(
         index=index,
         content_ids=tuple(image.content_id for image in images),
-        refs=tuple(item.entry.ref for item in kept),
-        labels=tuple(item.entry.label for item in kept),
-        groups=tuple(item.entry.group for item in kept),
+        refs=tuple(image.entry.ref for image in images),
+        labels=tuple(image.entry.label for image in images),
+        groups=tuple(image.entry.group for image in images),
         skipped=tuple(skipped),
         files=files,
         statistics=write_tensors(out, f"shards/{name}.safetensors", sums),
     )
-    write_record(out / "shards" / f"{name}.json", record)
+    write_record(_shard_path(out, index), record)
 
 
 def _finish(out: Path, plan: StoreRecord) -> None:
     """Write the list of skipped images and mark the store complete."""
-    skipped: list[Skipped] = []
-    n_kept = 0
-    for index in range(plan.n_shards):
-        path = out / "shards" / f"{shard_name(index)}.json"
-        shard = read_record(ShardRecord, path, error=StoreError)
-        skipped += [Skipped(ref=ref, reason=reason) for ref, reason in shard.skipped]
-        n_kept += len(shard.content_ids)
+    shards = [
+        read_record(ShardRecord, _shard_path(out, index), error=StoreError)
+        for index in range(plan.n_shards)
+    ]
+    skipped = [Skipped(ref, reason) for shard in shards for ref, reason in shard.skipped]
     with disk_errors(out):
         write_skipped(out / "skipped.csv", skipped)
-    if n_kept == 0:
+    if not any(shard.content_ids for shard in shards):
+        _clear(out, plan)
         raise ImageError(
             f"None of the {plan.n_images_in_source} images can be read; the first: "
             f"{skipped[0].ref}: {skipped[0].reason}",
@@ -297,3 +334,11 @@ def _finish(out: Path, plan: StoreRecord) -> None:
             fix=f"Mend the images listed in {out / 'skipped.csv'}",
         )
     write_record(out / "store.json", dataclasses.replace(plan, complete=True))
+
+
+def _clear(out: Path, plan: StoreRecord) -> None:
+    """Remove a store without images, so that nothing stands in the way of the next attempt."""
+    with disk_errors(out):
+        (out / "store.json").unlink()
+        for name in ("shards", *(site.name for site in plan.sites)):
+            shutil.rmtree(out / name)

@@ -16,13 +16,20 @@ from visae.errors import StoreError
 
 __all__ = ["SiteStatistics", "partial_sums"]
 
+_SMALLEST_SCALE = 1e-7  # of the activations' size: below it, what differs is rounding
 _NORM_EDGES = torch.logspace(-4, 6, 1001, dtype=torch.float64)
 
 
 def partial_sums(
     activations: Float[Tensor, "image token d_model"],
+    *,
+    rounding: Float64[Tensor, " token"] | None = None,
 ) -> dict[str, Float64[Tensor, "..."]]:
-    """Sums over the tokens of a shard, from which every statistic is made."""
+    """Sums over the tokens of a shard, from which every statistic is made.
+
+    ``rounding`` is the squared distance between these activations and those that the model gave,
+    summed over the images for each token position; without it, none.
+    """
     values = activations.double()
     flat = values.flatten(0, 1)
     norms = flat.norm(dim=1).clamp(_NORM_EDGES[0], _NORM_EDGES[-1])
@@ -31,6 +38,7 @@ def partial_sums(
         "position_sum": values.sum(0),
         "position_square_sum": values.square().sum(0),
         "norm_histogram": torch.histogram(norms, _NORM_EDGES).hist,
+        "rounding_square_sum": values.new_zeros(values.shape[1]) if rounding is None else rounding,
     }
 
 
@@ -46,6 +54,8 @@ class SiteStatistics:
     """Sum of squares over images, for each kept token position."""
     norm_histogram: Float64[Tensor, " bin"]
     """Tokens by norm, in 1000 logarithmic bins from 1e-4 to 1e6."""
+    rounding_square_sum: Float64[Tensor, " token"]
+    """Σ‖stored − computed‖² over images, for each kept token position."""
 
     @classmethod
     def merge(cls, shards: Iterable[Mapping[str, Tensor]]) -> "SiteStatistics":
@@ -63,6 +73,7 @@ class SiteStatistics:
             position_sum=total["position_sum"],
             position_square_sum=total["position_square_sum"],
             norm_histogram=total["norm_histogram"],
+            rounding_square_sum=total["rounding_square_sum"],
         )
 
     def at(self, positions: slice) -> "SiteStatistics":
@@ -71,6 +82,7 @@ class SiteStatistics:
             self,
             position_sum=self.position_sum[positions],
             position_square_sum=self.position_square_sum[positions],
+            rounding_square_sum=self.rounding_square_sum[positions],
         )
 
     @property
@@ -106,12 +118,19 @@ class SiteStatistics:
             StoreError: when all activations are equal.
         """
         scale = float(self.variance.mean().sqrt())
-        if scale <= 0.0:
+        size = float(self.square_sum.mean() / self.n_tokens) ** 0.5
+        if scale <= _SMALLEST_SCALE * size:
             raise StoreError(
                 "All activations of this site are equal",
                 fix="Record another site, or other images",
             )
         return scale
+
+    @property
+    def rounding_error(self) -> float:
+        """Root of Σ‖stored − computed‖² / Σ‖stored − mean‖², what the number format costs."""
+        spread = float(self.variance.sum()) * self.n_tokens
+        return float(self.rounding_square_sum.sum() / spread) ** 0.5 if spread > 0 else 0.0
 
     @property
     def outlier_dimensions(self) -> list[int]:
@@ -122,6 +141,7 @@ class SiteStatistics:
     def norm_quantile(self, q: float) -> float:
         """Quantile of the token norms, to the width of a histogram bin (2.3 %)."""
         cumulative = self.norm_histogram.cumsum(0)
-        target = torch.tensor(q * float(cumulative[-1]), dtype=torch.float64)
+        rank = max(1.0, q * float(cumulative[-1]))  # at least the smallest norm
+        target = torch.tensor(rank, dtype=torch.float64)
         index = int(torch.searchsorted(cumulative, target).clamp(max=len(cumulative) - 1))
         return float(_NORM_EDGES[index + 1])

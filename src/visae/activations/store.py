@@ -25,6 +25,8 @@ from visae.storage.tensors import read_tensors, verify_file
 
 __all__ = ["ActivationStore", "Shard"]
 
+_FIX = "It was altered or cut short: delete its shards/*.json and record again; that resumes"
+
 
 class Shard(NamedTuple):
     """Activations of whole images, in recording order."""
@@ -52,13 +54,7 @@ class ActivationStore:
                 fix="Make one with: visae record --images SRC --model NAME --out DIR",
             )
         self.record = read_record(StoreRecord, self.folder / "store.json", error=StoreError)
-        if missing := self.missing_shards():
-            raise StoreError(
-                f"This store is incomplete: {len(missing)} of {self.record.n_shards} shards are "
-                f"missing ({', '.join(map(str, missing[:5]))}{'…' if len(missing) > 5 else ''})",
-                where=folder,
-                fix="Run the same visae record command again; it resumes",
-            )
+        self._check_complete()
         self._shards = [self._shard_record(i) for i in range(self.record.n_shards)]
 
     @property
@@ -171,8 +167,9 @@ class ActivationStore:
         positions = self.positions(site, tokens)
         prefix = f"{site}/"
         parts = []
-        for index in range(len(self._shards)):
-            sums = read_tensors(self.folder / "shards" / f"{shard_name(index)}.safetensors")
+        for shard in self._shards:
+            verify_file(self.folder, shard.statistics)
+            sums = read_tensors(self.folder / shard.statistics.name)
             parts.append({k[len(prefix) :]: v for k, v in sums.items() if k.startswith(prefix)})
         return SiteStatistics.merge(parts).at(positions)
 
@@ -195,11 +192,9 @@ class ActivationStore:
         path = self.folder / site / f"{shard_name(index)}.safetensors"
         activations = read_tensors(path).get("activations")
         if activations is None or tuple(activations.shape) != expected:
-            found = None if activations is None else tuple(activations.shape)
+            found = "no activations" if activations is None else tuple(activations.shape)
             raise StoreError(
-                f"This shard holds {found} instead of {expected}",
-                where=path,
-                fix="It was altered: delete its shards/*.json and record again",
+                f"This shard holds {found} instead of {expected}", where=path, fix=_FIX
             )
         kept = activations[:, self.positions(site, tokens)]
         return Shard(first_image=self._first_image(index), activations=kept)
@@ -222,10 +217,12 @@ class ActivationStore:
                 rows: Tensor = file.get_slice("activations")[images, positions]
         except (OSError, SafetensorError) as failure:
             raise StoreError(
-                f"This is not a whole shard: {failure}",
-                where=path,
-                fix="It was altered or cut short: delete its shards/*.json and record again",
+                f"This is not a whole shard: {failure}", where=path, fix=_FIX
             ) from failure
+        wanted = len(range(*images.indices(self.n_images_in_shard(shard))))
+        if rows.shape[0] != wanted:
+            what = f"This shard holds {rows.shape[0]} of {wanted} images asked for"
+            raise StoreError(what, where=path, fix=_FIX)
         return rows
 
     def missing_shards(self) -> list[int]:
@@ -253,6 +250,18 @@ class ActivationStore:
                         fix="Record again with --dtype float32",
                     )
 
+    def _check_complete(self) -> None:
+        missing = self.missing_shards()
+        if self.record.complete and not missing:
+            return
+        names = ", ".join(map(str, missing[:5])) + "…" * (len(missing) > 5)
+        what = f"{len(missing)} of {self.record.n_shards} shards are missing ({names})"
+        raise StoreError(
+            f"This store is incomplete: {what if missing else 'its recording was interrupted'}",
+            where=self.folder,
+            fix="Run the same visae record command again; it resumes",
+        )
+
     def _recorded_location(self) -> str:
         """Where the images were, a path relative to the store made absolute."""
         path, mark, query = self.record.images.partition("?")
@@ -279,4 +288,11 @@ class ActivationStore:
                 where=path,
                 fix="Delete the folder and record again",
             )
+        columns = {len(c) for c in (record.refs, record.labels, record.groups)}
+        first = index * self.record.images_per_shard
+        n_listed = min(self.record.images_per_shard, self.record.n_images_in_source - first)
+        n_images = len(record.content_ids)
+        if columns != {n_images} or n_images + len(record.skipped) != n_listed:
+            what = f"This shard does not list its {n_listed} images one by one"
+            raise StoreError(what, where=path, fix=_FIX)
         return record
