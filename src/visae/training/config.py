@@ -10,6 +10,9 @@ from visae.saes.sparsity import BatchTopK, Sparsity
 
 __all__ = ["Control", "RunConfig", "TrainConfig"]
 
+_LONG_RUN_STEPS = 20_000
+_MOST_HASTE = 16.0
+
 Control = Literal["none", "untrained", "random-activations"]
 
 
@@ -28,7 +31,7 @@ class RunConfig:
     seed: int = 0
     """Seed of its initialisation."""
     learning_rate: float | None = None
-    """Peak learning rate; without it, 2e-4 · √(16384 / n_features) (2406.04093)."""
+    """Peak learning rate; without it, chosen by ``peak_learning_rate``."""
     control: Control = "none"
     """``untrained``: random directions; ``random-activations``: a dictionary of activations."""
 
@@ -40,10 +43,17 @@ class RunConfig:
                 fix="Give a number above zero, or none for the default",
             )
 
-    @property
-    def peak_learning_rate(self) -> float:
-        """The learning rate in force after warm-up."""
-        return self.learning_rate or 2e-4 * (16384 / self.n_features) ** 0.5
+    def peak_learning_rate(self, n_steps: int) -> float:
+        """The learning rate in force after warm-up, in a run of so many steps.
+
+        2e-4 · √(16384 / n_features) (2406.04093), times √(20 000 / n_steps) in runs shorter than
+        20 000 steps: a short run at the long run's rate ends far from its optimum and with dead
+        features (benchmarks/learning_rate.py).
+        """
+        if self.learning_rate is not None:
+            return self.learning_rate
+        haste = max(1.0, (_LONG_RUN_STEPS / n_steps) ** 0.5)
+        return 2e-4 * (16384 / self.n_features) ** 0.5 * min(haste, _MOST_HASTE)
 
     def sae_config(self, d_model: int) -> SAEConfig:
         """The SAE's shape for activations of some width."""

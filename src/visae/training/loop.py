@@ -100,7 +100,7 @@ def _recipe(
         "store": store.digest,
         "site": site,
         "run": to_plain(run),
-        "peak_learning_rate": run.peak_learning_rate,
+        "peak_learning_rate": run.peak_learning_rate(config.n_steps),
         "loop": to_plain(config),
     }
 
@@ -203,7 +203,7 @@ def _log(
                 "l0": shown.l0,
                 "auxk": shown.auxk,
                 "dead": int(trainee.dead.sum()),
-                "learning_rate": trainee.run.peak_learning_rate
+                "learning_rate": trainee.run.peak_learning_rate(group.config.n_steps)
                 * group.config.rate_factor(step - 1),
                 "tokens_per_second": rate,
                 "loader_wait_share": wait_share,

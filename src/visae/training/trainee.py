@@ -36,8 +36,9 @@ class Trainee:
     def __init__(self, sae: SAE, run: RunConfig, config: TrainConfig) -> None:
         self.sae, self.run, self._config = sae, run, config
         self._parameters = [sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec]
+        self._peak_rate = run.peak_learning_rate(config.n_steps)
         self._optimiser = torch.optim.Adam(
-            self._parameters, lr=run.peak_learning_rate, eps=6.25e-10, fused=True
+            self._parameters, lr=self._peak_rate, eps=6.25e-10, fused=True
         )
         self.tokens_since_fired = torch.zeros(sae.n_features, dtype=torch.int64)
         self._n_thresholds = 0
@@ -74,7 +75,7 @@ class Trainee:
         self._optimiser.zero_grad()
         torch.autograd.backward(loss.total)
         self._project_and_clip()
-        self._set_rate(self.run.peak_learning_rate * rate_factor)
+        self._set_rate(self._peak_rate * rate_factor)
         self._optimiser.step()
         self._renormalise()
         self._observe_threshold(loss.codes.values)
