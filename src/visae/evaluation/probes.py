@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float64, Int, Int64
+from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
 from visae.saes.codes import SparseCodes
@@ -164,27 +164,29 @@ def weighted_scores(
     class has weight.
     """
     drawn = weights[:, column.images]
-    reached = _at(np.cumsum(drawn, axis=1), column.run_ends)
-    hits = _at(np.cumsum(drawn * positive[column.images], axis=1), column.run_ends)
-    n_images = weights.sum(1, keepdims=True)
-    positives = (weights @ positive)[:, None]
-    # The silent images are the last run of equal activations.
-    reached, hits = np.hstack([reached, n_images]), np.hstack([hits, positives])
-    new, new_hits = np.diff(reached, prepend=0.0), np.diff(hits, prepend=0.0)
-    in_top = np.clip(n_top - (reached - new), 0.0, new)
+    marked = np.flatnonzero(positive[column.images])
+    runs, of_run = np.unique(np.searchsorted(column.run_ends, marked), return_inverse=True)
+    ends = column.run_ends[runs]
+    starts = np.where(runs > 0, column.run_ends[runs - 1] + 1, 0)
+    # Only runs with an image of the class add anything; the silent images are one more such run.
+    cumulative = np.cumsum(drawn, axis=1)
+    n_images, positives = weights.sum(1, keepdims=True), (weights @ positive)[:, None]
+    active = cumulative[:, -1:] if cumulative.shape[1] else np.zeros_like(n_images)
+    reached = np.hstack([cumulative[:, ends], n_images])
+    above = np.hstack([cumulative[:, starts] - drawn[:, starts], active])
+    new_hits = drawn[:, marked]
+    if len(runs) < len(marked):
+        new_hits = np.add.reduceat(new_hits, _run_starts(of_run), axis=1)
+    silent_hits = positives - new_hits.sum(1, keepdims=True)
+    new_hits = np.hstack([new_hits, silent_hits])
+    new = reached - above
+    in_top = np.clip(n_top - above, 0.0, new)
     with np.errstate(invalid="ignore", divide="ignore"):
-        precision = np.where(reached > 0, hits / reached, 0.0)
+        precision = np.where(reached > 0, np.cumsum(new_hits, axis=1) / reached, 0.0)
         share = np.where(new > 0, new_hits / new, 0.0)
         average = (new_hits * precision).sum(1) / positives[:, 0]
     top = (in_top * share).sum(1) / np.minimum(n_top, n_images[:, 0])
     return average, np.where(positives[:, 0] > 0, top, np.nan)
-
-
-def _at(
-    cumulative: Float[np.ndarray, "resample entry"], columns: Int[np.ndarray, " run"]
-) -> Float[np.ndarray, "resample run"]:
-    chosen: Float[np.ndarray, "resample run"] = cumulative[:, columns]
-    return chosen
 
 
 def _runs(*columns: np.ndarray) -> Int64[np.ndarray, " entry"]:
@@ -200,9 +202,13 @@ def _run_ends(runs: Int64[np.ndarray, " entry"]) -> Int64[np.ndarray, " run"]:
     return np.flatnonzero(np.append(runs[1:] != runs[:-1], True))[: len(runs)]
 
 
+def _run_starts(runs: Int64[np.ndarray, " entry"]) -> Int64[np.ndarray, " run"]:
+    """The first entry of each run."""
+    return np.flatnonzero(np.append(True, runs[1:] != runs[:-1]))[: len(runs)]
+
+
 def _position_in_run(runs: Int64[np.ndarray, " entry"]) -> Float64[np.ndarray, " entry"]:
     """Place of each entry in its run: 1 for the first, 2 for the second and so on."""
-    ends = _run_ends(runs)
-    starts = np.concatenate([[0], ends[:-1] + 1]) if len(ends) else ends
+    starts = _run_starts(runs)
     places: Float64[np.ndarray, " entry"] = np.arange(1.0, len(runs) + 1) - starts[runs]
     return places

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from visae.errors import CheckpointError
-from visae.saes.codes import SparseCodes
+from visae.saes.codes import SparseCodes, active_entries
 from visae.saes.config import SAEConfig
 from visae.saes.kernels.sparse import sparse_decode
 
@@ -79,7 +79,7 @@ class SAE(nn.Module):
                 where=f"sparsity {self.config.sparsity.kind}",
                 fix="Train it for at least one step, or calibrate it on a batch",
             )
-        tokens, features = torch.nonzero(pre > self.threshold, as_tuple=True)
+        tokens, features = active_entries(pre > self.threshold)
         values = pre[tokens, features]
         return SparseCodes.from_entries(tokens, features, values, tuple(pre.shape))
 

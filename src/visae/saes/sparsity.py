@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from visae.errors import ConfigError
-from visae.saes.codes import SparseCodes
+from visae.saes.codes import SparseCodes, active_entries
 
 __all__ = ["BatchTopK", "ReLU", "Sparsity", "TopK"]
 
@@ -154,9 +154,9 @@ class BatchTopK:
         """The k·B largest of the batch, negative ones dropped."""
         n_kept = min(self.k * pre.shape[0], pre.numel())
         floor = max(0.0, _loose_floor(pre, n_kept))
-        tokens, features = torch.nonzero(pre > floor, as_tuple=True)
+        tokens, features = active_entries(pre > floor)
         if tokens.shape[0] < n_kept and floor > 0.0:  # the sample misled: look at all of them
-            tokens, features = torch.nonzero(pre > 0.0, as_tuple=True)
+            tokens, features = active_entries(pre > 0.0)
         values = pre[tokens, features]
         if values.shape[0] > n_kept:
             kept = values.topk(n_kept, sorted=False).indices.sort().values
