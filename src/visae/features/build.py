@@ -249,11 +249,7 @@ def _reuse(work: _Work, number: int, first_image: int) -> CodesShard | None:
 def _encode_shard(work: _Work, sae: SAE, number: int, first_image: int) -> CodesShard:
     shard = work.store.shard(work.plan.site, number, work.plan.tokens)
     kept = shard.activations[_indexed_of_shard(work, number)]
-    device = sae.W_enc.device
-    codes = sae.encode_sparse(kept.flatten(0, 1).to(device))
-    codes = SparseCodes(
-        codes.offsets.cpu(), codes.features.cpu(), codes.values.cpu(), codes.n_features
-    )
+    codes = sae.encode_sparse(kept.flatten(0, 1).to(sae.W_enc.device)).cpu()
     file = write_codes(work.out, codes_name(number), codes)
     return _shard_of(codes, file, first_image, kept.shape[0])
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float64, Int64
+from jaxtyping import Float, Float32, Float64, Int64
 from torch import Tensor
 
 from visae.features.thinning import FeatureSample
@@ -17,9 +17,7 @@ def feature_quantiles(
     sample: FeatureSample, quantiles: tuple[float, ...], *, n_features: int
 ) -> Float64[np.ndarray, "feature quantile"]:
     """Quantiles of each feature's values, linear between order statistics; 0 without values."""
-    order = torch.argsort(sample.values, stable=True)
-    order = order[torch.argsort(sample.features[order], stable=True)]
-    values = sample.values[order].double().numpy()
+    values = _sorted_within_features(sample).astype(np.float64)
     counts = torch.bincount(sample.features, minlength=n_features).numpy()
     starts = counts.cumsum() - counts
     result = np.zeros((n_features, len(quantiles)))
@@ -31,6 +29,18 @@ def feature_quantiles(
         low, high = values[starts[alive] + below], values[starts[alive] + above]
         result[alive, column] = low + (high - low) * (place - below)
     return result
+
+
+def _sorted_within_features(sample: FeatureSample) -> Float32[np.ndarray, " entry"]:
+    """The values, feature after feature, each ascending.
+
+    One sort does both: the bits of positive floats ascend with their value, so that (feature,
+    bits) is one integer.
+    """
+    bits = sample.values.numpy().view(np.uint32).astype(np.uint64)
+    keys = (sample.features.numpy().astype(np.uint64) << np.uint64(32)) | bits
+    keys.sort()
+    return keys.astype(np.uint32).view(np.float32)
 
 
 def feature_histograms(

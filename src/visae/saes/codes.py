@@ -10,6 +10,8 @@ from torch import Tensor
 
 __all__ = ["SparseCodes", "active_entries"]
 
+_DENSE_ELEMENTS = 2**24
+
 
 class SparseCodes(NamedTuple):
     """Indices and values of the active features of some tokens (CSR).
@@ -93,12 +95,19 @@ class SparseCodes(NamedTuple):
 
     def max_per_image(self, tokens_per_image: int) -> "SparseCodes":
         """Largest activation of each feature over the tokens of each image."""
+        n_images = self.n_tokens // tokens_per_image
+        step = max(1, _DENSE_ELEMENTS // self.n_features)
         images = self.tokens // tokens_per_image
-        keys, inverse = torch.unique(images * self.n_features + self.features, return_inverse=True)
-        largest = self.values.new_zeros(keys.shape[0])
-        largest.scatter_reduce_(0, inverse, self.values, "amax")
-        shape = (self.n_tokens // tokens_per_image, self.n_features)
-        return self.from_entries(keys // self.n_features, keys % self.n_features, largest, shape)
+        parts = []
+        for start in range(0, max(1, n_images), step):
+            stop = min(start + step, n_images)
+            first = int(self.offsets[start * tokens_per_image])
+            last = int(self.offsets[stop * tokens_per_image])
+            largest = self.values.new_zeros(stop - start, self.n_features)
+            place = (images[first:last] - start) * self.n_features + self.features[first:last]
+            largest.view(-1).scatter_reduce_(0, place, self.values[first:last], "amax")
+            parts.append(self.from_dense(largest))
+        return self.join(parts)
 
 
 def active_entries(
