@@ -1,6 +1,7 @@
 """What a training run is: the SAEs of the group, and the loop they share."""
 
 import dataclasses
+import math
 from typing import Literal
 
 from visae.errors import ConfigError
@@ -52,8 +53,8 @@ class RunConfig:
         """
         if self.learning_rate is not None:
             return self.learning_rate
-        haste = max(1.0, (_LONG_RUN_STEPS / n_steps) ** 0.5)
-        return 2e-4 * (16384 / self.n_features) ** 0.5 * min(haste, _MOST_HASTE)
+        haste = max(1.0, math.sqrt(_LONG_RUN_STEPS / n_steps))
+        return 2e-4 * math.sqrt(16384 / self.n_features) * min(haste, _MOST_HASTE)
 
     def sae_config(self, d_model: int) -> SAEConfig:
         """The SAE's shape for activations of some width."""
