@@ -141,6 +141,19 @@ def test_grouped_images_are_resampled_by_group(planted, make_store, save):
     assert card.row("class_coverage").value.n_units < 20
 
 
+def test_two_groups_give_values_without_intervals(planted, make_store, save):
+    groups = ["a" if i % 2 else "e" for i in range(160)]
+    store = make_store(planted.activations, labels=planted.labels, groups=groups)
+    sides = set(store.images.sides())
+    assert sides == {"discovery", "confirmation"}
+    card = evaluate(save(planted.sae, store), store, config=QUICK)
+    for name in ("nmse", "class_coverage"):
+        value = card.row(name).value
+        assert value.value is not None
+        assert value.interval is None
+        assert "units that an interval needs" in value.note
+
+
 def test_baselines_can_be_left_out(planted, save):
     config = dataclasses.replace(QUICK, baselines=())
     card = evaluate(save(planted.sae, planted.store), planted.store, config=config)

@@ -72,7 +72,7 @@ def test_what_has_no_interval_says_why():
     (estimate,) = few.estimates(mean_of(few, VALUES[:5]))
     assert estimate.value == pytest.approx(VALUES[:5].mean())
     assert estimate.interval is None
-    assert "6 are needed" in estimate.note
+    assert "5 of the 6 independent units" in estimate.note
 
 
 def test_a_statistic_that_fails_in_some_resamples_has_no_interval():
@@ -103,6 +103,15 @@ def test_one_seed_gives_one_interval():
     assert a == b != c
 
 
-def test_fewer_than_two_units_are_refused():
-    with pytest.raises(ExperimentError, match="1 independent unit"):
-        plan_resampling(3, groups=["a", "a", "a"], seed=0)
+@pytest.mark.parametrize("groups", [["a", "a", "a"], [None, "a", "a"]])
+def test_one_or_two_units_give_a_value_without_an_interval(groups):
+    plan = plan_resampling(3, groups=groups, seed=0)
+    (found,) = plan.estimates(mean_of(plan, VALUES[:3]))
+    assert found.value == pytest.approx(VALUES[:3].mean())
+    assert found.interval is None
+    assert found.n_units == len(set(groups))
+
+
+def test_groups_of_another_length_are_refused():
+    with pytest.raises(ExperimentError, match="3 images have 2 groups"):
+        plan_resampling(3, groups=["a", "b"], seed=0)

@@ -265,10 +265,9 @@ def _spliced(done: int, tokens: EvaluatedTokens, config: EvaluateConfig) -> Prog
 
 def _resampling(tokens: EvaluatedTokens, config: EvaluateConfig) -> Resampling:
     """How all images of the store are resampled."""
-    groups = tokens.store.images.groups
     return plan_resampling(
         tokens.n_images,
-        groups=None if set(groups) == {None} else groups,
+        groups=tokens.store.images.groups,
         level=config.level,
         n_resamples=config.n_resamples,
         seed=config.seed,

@@ -24,7 +24,7 @@ from visae.evaluation.probes import (
 from visae.evaluation.tokens import spread_evenly
 from visae.images.catalog import ImageTable
 from visae.saes.codes import SparseCodes
-from visae.statistics.units import sample_units
+from visae.statistics.units import unit_codes
 
 __all__ = [
     "FIGURES",
@@ -96,7 +96,7 @@ def label_images(images: ImageTable, config: EvaluateConfig) -> LabelledImages:
         rows=rows,
         classes=classes[rows],
         names=images.classes,
-        units=_units([images.groups[row] for row in rows]),
+        units=unit_codes([images.groups[row] for row in rows]),
         confirms=confirms,
         scored=tuple(np.flatnonzero(np.minimum(*counts) >= _FEWEST).tolist()),
     )
@@ -220,14 +220,6 @@ def permuted_labels(
     permuted = np.empty_like(classes)
     permuted[np.argsort(shuffled, kind="stable")] = classes[np.argsort(units, kind="stable")]
     return permuted
-
-
-def _units(groups: list[str | None]) -> Int64[np.ndarray, " image"]:
-    """Number of the group of each image; an image without one stands for itself."""
-    if len(groups) < 2:  # too few for any statistic; the caller finds no class to score
-        return np.arange(len(groups))
-    sample = sample_units(np.zeros(len(groups)), None if set(groups) == {None} else groups)
-    return sample.units.astype(np.int64)
 
 
 def _mean_of_known(

@@ -31,14 +31,15 @@ __all__ = [
     "stability_rows",
 ]
 
+_DEFINED = "by definition"
 _FEATURE_SHARES = "no interval: a share of features, not a mean over images"
 _NOT_OF_IMAGES = "no interval: of directions, not of images"
 
 _RECONSTRUCTION = (
     Metric("nmse", "NMSE", "lower", note="share of the variance of activations not rebuilt"),
     Metric("cosine", "cosine", "higher", note="of x̂ − x̄ and x − x̄"),
-    Metric("l0", "L0", "neither", "features per token", "the baselines are built to have it"),
 )
+_L0 = Metric("l0", "L0", "neither", "features per token", "the baselines are built to have it")
 _SPARSITY = (
     Metric("dead_share", "dead features", "lower", "share", "active at no token"),
     Metric("dense_share", "dense features", "lower", "share", "active at over 10 % of tokens"),
@@ -65,36 +66,27 @@ def reconstruction_rows(
     measured: Mapping[str, Measurement], resampling: Resampling
 ) -> list[MetricRow]:
     """NMSE, cosine and L0; the mean predictor x̂ = x̄ is a null of the first two."""
-
-    def figures(measurement: Measurement) -> Callable[[Weights], Figures]:
-        per_image = (measurement.squared_error, measurement.cosine, measurement.l0)
-        sums = [resampling.total(values.numpy()) for values in per_image]
-        spread = resampling.total(measurement.spread.numpy())
-        images = resampling.total(np.ones(len(resampling.units)))
-
-        def of_weights(weights: Weights) -> Figures:
-            below = (weights @ spread, weights @ images, weights @ images)
-            with np.errstate(invalid="ignore", divide="ignore"):
-                return np.stack([weights @ a / b for a, b in zip(sums, below, strict=True)])
-
-        return of_weights
-
+    n_images, n_units = len(resampling.units), resampling.n_independent
     by_definition = [
-        Estimate(
-            value=value,
-            interval=None,
-            n_images=len(resampling.units),
-            n_units=resampling.n_independent,
-            note="by definition",
-        )
-        for value in (1.0, 0.0, 0.0)
+        Estimate(value=value, interval=None, n_images=n_images, n_units=n_units, note=_DEFINED)
+        for value in (1.0, 0.0)
     ]
-    return compared(
-        _RECONSTRUCTION,
-        {name: figures(measurement) for name, measurement in measured.items()},
-        resampling,
-        constants={"mean predictor": by_definition},
-    )
+    rebuilt = {
+        name: _ratios(
+            resampling, (each.squared_error, each.spread), (each.cosine, torch.ones_like(each.l0))
+        )
+        for name, each in measured.items()
+    }
+    active = {
+        name: _ratios(resampling, (each.l0, torch.ones_like(each.l0)))
+        for name, each in measured.items()
+    }
+    return [
+        *compared(
+            _RECONSTRUCTION, rebuilt, resampling, constants={"mean predictor": by_definition}
+        ),
+        *compared([_L0], active, resampling, constants={}),
+    ]
 
 
 def sparsity_rows(measured: Mapping[str, Measurement]) -> list[MetricRow]:
@@ -196,10 +188,9 @@ def spliced_rows(
         reason = "it needs the model and the images"
         metrics = (*_PARTS.values(), _SCORE)
         return [uncomputed(metric, reason, n_images=0) for metric in metrics]
-    groups = [tokens.store.images.groups[row] for row in outcomes.rows]
     resampling = plan_resampling(
         len(outcomes.rows),
-        groups=None if set(groups) == {None} else groups,
+        groups=[tokens.store.images.groups[row] for row in outcomes.rows],
         level=config.level,
         n_resamples=config.n_resamples,
         seed=config.seed,
@@ -210,15 +201,18 @@ def spliced_rows(
             reason = f"this model's final tokens have no {part}"
             rows.append(uncomputed(metric, reason, n_images=len(outcomes.rows)))
             continue
-        by_name = outcomes.cosines[part]
-        means = {name: _mean_figure(values, resampling) for name, values in by_name.items()}
+        means = {
+            name: _ratios(resampling, (values, torch.ones_like(values)))
+            for name, values in outcomes.cosines[part].items()
+        }
         rows += compared([metric], means, resampling, constants={})
     if not outcomes.scores:
         rows.append(uncomputed(_SCORE, "no task was given", n_images=len(outcomes.rows)))
         return rows
+    full, none = outcomes.scores[ORIGINAL], outcomes.scores[MEAN]
     kept = {
-        name: _kept_figure(outcomes.scores, name, resampling)
-        for name in outcomes.scores
+        name: _ratios(resampling, (scores - none, full - none))
+        for name, scores in outcomes.scores.items()
         if name != ORIGINAL
     }
     return rows + compared([_SCORE], kept, resampling, constants={})
@@ -243,25 +237,17 @@ def _p_value(value: float | None, draws: Float64[np.ndarray, " draw"]) -> float 
     return float((1 + (draws >= value - 1e-12).sum()) / (1 + len(draws)))
 
 
-def _mean_figure(
-    values: Float64[Tensor, " image"], resampling: Resampling
+def _ratios(
+    resampling: Resampling, *parts: tuple[Float64[Tensor, " image"], Float64[Tensor, " image"]]
 ) -> Callable[[Weights], Figures]:
-    total = resampling.total(values.numpy())
-    images = resampling.total(np.ones(len(resampling.units)))
-    return lambda weights: (weights @ total / (weights @ images))[None]
-
-
-def _kept_figure(
-    scores: Mapping[str, Float64[Tensor, " image"]], name: str, resampling: Resampling
-) -> Callable[[Weights], Figures]:
-    """(score(x̂) − score(x̄)) / (score(x) − score(x̄))."""
-    above = resampling.total((scores[name] - scores[MEAN]).numpy())
-    full = resampling.total((scores[ORIGINAL] - scores[MEAN]).numpy())
+    """Σ above / Σ below over weighted images, for each pair of per-image quantities."""
+    sums = [
+        (resampling.total(above.numpy()), resampling.total(below.numpy())) for above, below in parts
+    ]
 
     def of_weights(weights: Weights) -> Figures:
         with np.errstate(invalid="ignore", divide="ignore"):
-            kept: Figures = (weights @ above / (weights @ full))[None]
-        return kept
+            return np.stack([weights @ above / (weights @ below) for above, below in sums])
 
     return of_weights
 

@@ -15,9 +15,10 @@ import numpy as np
 from jaxtyping import Float, Int, Real
 from scipy import stats
 
+from visae.errors import ExperimentError
 from visae.statistics.bca import Ends, Resampled, bca
 from visae.statistics.estimates import Estimate, Interval, units_needed
-from visae.statistics.units import Groups, sample_units
+from visae.statistics.units import Groups, unit_codes
 
 __all__ = ["Figures", "Resampling", "Weighted", "Weights", "plan_resampling"]
 
@@ -60,7 +61,7 @@ class Resampling:
         values = statistic(np.ones((1, self.n_units)))[:, 0] + 0.0  # no negative zero
         needed = units_needed(self.level)
         if self.n_units < needed:
-            why = f"{self.n_units} independent units carry no interval: {needed} are needed"
+            why = f"{self.n_units} of the {needed} independent units that an interval needs"
             return [self._estimate(value, None, why) for value in values]
 
         def of_indices(indices: Int[np.ndarray, "*resample unit"], axis: int) -> Resampled:
@@ -111,11 +112,17 @@ def plan_resampling(
     Beyond 4 096 units, units are pooled at random into 4 096, so that time and memory stay bounded.
 
     Raises:
-        ExperimentError: on fewer than two units, or groups of another length.
+        ExperimentError: on groups of another length.
     """
-    sample = sample_units(np.zeros(n_images), groups)
-    n_independent, n_units = len(sample.sizes), min(len(sample.sizes), _MOST_UNITS)
-    units = sample.units
+    if groups is not None and len(groups) != n_images:
+        raise ExperimentError(
+            f"{n_images} images have {len(groups)} groups",
+            where="groups",
+            fix="Give one group per image, or None for an image without one",
+        )
+    units = np.arange(n_images) if groups is None else unit_codes(groups)
+    n_independent = len(np.unique(units))
+    n_units = min(n_independent, _MOST_UNITS)
     if n_units < n_independent:
         pool = np.random.default_rng(seed).permutation(n_independent) % n_units
         units = pool[units]

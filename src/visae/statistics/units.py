@@ -15,7 +15,15 @@ from jaxtyping import Float, Int, Real
 
 from visae.errors import ExperimentError
 
-__all__ = ["Groups", "UnitSample", "check_count", "check_finite", "check_share", "sample_units"]
+__all__ = [
+    "Groups",
+    "UnitSample",
+    "check_count",
+    "check_finite",
+    "check_share",
+    "sample_units",
+    "unit_codes",
+]
 
 Groups = Sequence[str | int | None]
 
@@ -64,7 +72,7 @@ def sample_units(values: Real[np.ndarray, "..."], groups: Groups | None) -> Unit
             fix="Give one group per image, or None for an image without one",
         )
     check_finite(values, "outcomes")
-    units = np.arange(len(values)) if groups is None else _unit_codes(groups)
+    units = np.arange(len(values)) if groups is None else unit_codes(groups)
     sizes = np.bincount(units).astype(np.float64)
     if len(sizes) < 2:
         raise ExperimentError(
@@ -101,7 +109,8 @@ def check_share(share: float, name: str) -> None:
         )
 
 
-def _unit_codes(groups: Groups) -> Int[np.ndarray, " image"]:
+def unit_codes(groups: Groups) -> Int[np.ndarray, " image"]:
+    """Number of each image's unit, from 0 in order of appearance; None is a unit of its own."""
     codes: dict[object, int] = {}
     keys = [("image", row) if group is None else group for row, group in enumerate(groups)]
     return np.array([codes.setdefault(key, len(codes)) for key in keys], dtype=np.int64)
