@@ -4,10 +4,12 @@ import socket
 import ssl
 import threading
 import urllib.error
+from pathlib import Path
 
 import pytest
 from huggingface_hub import constants
 
+from visae.errors import ModelError
 from visae.storage import hub
 from visae.storage.hub import hub_access
 
@@ -103,3 +105,23 @@ def test_a_certificate_that_only_python_distrusts_is_an_answer(asked_at, monkeyp
 @pytest.mark.parametrize("endpoint", ["", "mirror", "file:///etc/passwd", "http://a:port"])
 def test_what_is_no_address_does_not_answer(asked_at, endpoint):
     assert asked_at(endpoint) == (False, True)
+
+
+def test_what_needs_an_unreachable_hub_is_refused_at_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(hub, "_answers", lambda _endpoint: False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(ModelError, match="cannot be reached and owner/name is not in its local"):
+        hub.require_hub("owner/name", "model.safetensors")
+
+
+def test_a_cached_file_needs_no_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(hub, "_answers", lambda _endpoint: False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    snapshot = tmp_path / "models--owner--name" / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    (snapshot / "model.safetensors").write_bytes(b"weights")
+    (tmp_path / "models--owner--name" / "refs").mkdir()
+    (tmp_path / "models--owner--name" / "refs" / "main").write_text("abc")
+    hub.require_hub("owner/name", "model.safetensors")

@@ -66,6 +66,10 @@ class DemoCommand:
 
     def run(self, screen: Screen) -> None:
         """Run every verb, print what each found, and say which page to open."""
+        if self.hub:
+            from visae.storage.hub import require_hub
+
+            require_hub("timm/vit_small_patch14_dinov2.lvd142m", "model.safetensors")
         from visae.demo.run import run_demo
 
         run_demo(

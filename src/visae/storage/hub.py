@@ -13,7 +13,9 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 
-__all__ = ["hub_access"]
+from visae.errors import ModelError
+
+__all__ = ["hub_access", "require_hub"]
 
 _TIMEOUT_SECONDS = 4.0
 
@@ -63,3 +65,21 @@ def _ask(endpoint: str) -> bool:
     except (OSError, ValueError, http.client.HTTPException):
         return False
     return True
+
+
+def require_hub(repository: str, file: str) -> None:
+    """Refuse at once what would need a hub that does not answer.
+
+    Raises:
+        ModelError: when the hub does not answer and its local cache lacks the file.
+    """
+    from huggingface_hub import try_to_load_from_cache
+
+    with hub_access() as online:
+        if online or isinstance(try_to_load_from_cache(repository, file), str):
+            return
+    raise ModelError(
+        f"The model hub cannot be reached and {repository} is not in its local cache",
+        where="--hub",
+        fix="Connect to the network, or run the demo without --hub",
+    )
