@@ -40,18 +40,19 @@ class Noise:
 
 
 def tiny_model(seed: int) -> TimmModel:
-    torch.manual_seed(seed)
-    network = timm.create_model(
-        "vit_tiny_patch16_224",
-        img_size=32,
-        patch_size=8,
-        depth=2,
-        embed_dim=32,
-        num_heads=2,
-        num_classes=3,
-    )
-    for parameter in network.parameters():
-        torch.nn.init.normal_(parameter, std=0.2)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        network = timm.create_model(
+            "vit_tiny_patch16_224",
+            img_size=32,
+            patch_size=8,
+            depth=2,
+            embed_dim=32,
+            num_heads=2,
+            num_classes=3,
+        )
+        for parameter in network.parameters():
+            torch.nn.init.normal_(parameter, std=0.2)
     return TimmModel(
         network.eval().requires_grad_(False),
         name="timm/tiny",
