@@ -1,0 +1,1 @@
+"""Figures and static HTML that opens from disk."""
