@@ -225,6 +225,18 @@ class ActivationStore:
             raise StoreError(what, where=path, fix=_FIX)
         return rows
 
+    def image(
+        self, site: str, row: int, tokens: TokenPolicy | None = None
+    ) -> Float[Tensor, "token d_model"]:
+        """The tokens of one image of the store."""
+        for index in range(self.n_shards):
+            if row < self.n_images_in_shard(index):
+                return self.rows(site, index, slice(row, row + 1), tokens)[0]
+            row -= self.n_images_in_shard(index)
+        raise StoreError(
+            "There is no such image", where=self.folder, fix=f"Give a row below {self.n_images}"
+        )
+
     def missing_shards(self) -> list[int]:
         """Shards that are not written yet."""
         return [
