@@ -42,7 +42,8 @@ def number(value: float | None, digits: int = 3) -> str:
         return "n/a"
     if value == 0:
         return "0"
-    places = max(0, digits - 1 - math.floor(math.log10(abs(value))))
+    exponent = int(f"{value:.{digits - 1}e}".partition("e")[2])  # after rounding: 9.997 is 10.0
+    places = max(0, digits - 1 - exponent)
     return f"{value:,.{places}f}".replace(",", " ").replace("-", "−")
 
 
