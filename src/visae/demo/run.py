@@ -9,9 +9,12 @@ import contextlib
 import dataclasses
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from visae.activations.format import RecordConfig
 from visae.activations.record import record
@@ -20,6 +23,7 @@ from visae.demo.backbone import backbone_config, write_backbone
 from visae.demo.photographs import write_photographs
 from visae.errors import ConfigError
 from visae.evaluation.card import evaluate
+from visae.evaluation.fidelity import ImageScore
 from visae.features.build import build_index
 from visae.features.config import IndexConfig
 from visae.images.opening import open_images
@@ -36,10 +40,11 @@ from visae.interventions.spec import (
     LinearProbeConfig,
     OutcomeConfig,
 )
+from visae.interventions.tasks import LinearProbe
 from visae.interventions.verdict import Prediction
 from visae.models.config import ModelConfig
 from visae.models.loading import load_model
-from visae.models.protocol import VisionModel
+from visae.models.protocol import Output, VisionModel
 from visae.progress import ProgressCallback
 from visae.reports.workspace import write_report
 from visae.saes.checkpoint import load_sae
@@ -176,11 +181,43 @@ def _evaluate(demo: _Demo, store: ActivationStore, model: VisionModel) -> None:
             store,
             model=model,
             source=store.source(),
+            score=_correctness(demo, store, model),
             others=[load_sae(demo.workspace / "saes" / "seed1")],
             progress=demo.progress,
         )
         card.write(folder)
         demo.say(card.table())
+
+
+def _correctness(demo: _Demo, store: ActivationStore, model: VisionModel) -> ImageScore | None:
+    """Whether the discovery images' probe names an image's class, where images have classes."""
+    if not store.images.classes:
+        return None
+    probe = _probe(demo, store, model)
+    position = {name: index for index, name in enumerate(probe.classes)}
+
+    def score(output: Output, rows: Sequence[int]) -> Tensor:
+        truth = torch.tensor([position.get(store.images.labels[r] or "", -1) for r in rows])
+        return (probe.logits(output).argmax(1).cpu() == truth).double()
+
+    return score
+
+
+def _probe(demo: _Demo, store: ActivationStore, model: VisionModel) -> LinearProbe:
+    """The task of every experiment here: trained once, on the discovery images."""
+    return obtain_probe(
+        LinearProbeConfig(),
+        store,
+        model,
+        store.source(),
+        _discovery_rows(store),
+        folder=_probe_dir(demo),
+        progress=demo.progress,
+    )
+
+
+def _discovery_rows(store: ActivationStore) -> list[int]:
+    return [row for row, side in enumerate(store.images.sides()) if side == "discovery"]
 
 
 def _index(demo: _Demo, store: ActivationStore) -> None:
@@ -217,23 +254,13 @@ def _probe_dir(demo: _Demo) -> Path:
 
 def _screen(demo: _Demo, store: ActivationStore, model: VisionModel) -> list[ClassCandidate]:
     """Every class's best feature on the discovery half, and what ablating it does there."""
-    sides = store.images.sides()
-    rows = [row for row, side in enumerate(sides) if side == "discovery"]
+    rows = _discovery_rows(store)
     sae = load_sae(demo.workspace / "saes" / "seed0")
     profiles: Profiles = profile_features(
         sae, store, _SITE, "patches", rows, progress=demo.progress
     )
-    source = store.source()
-    probe = obtain_probe(
-        LinearProbeConfig(),
-        store,
-        model,
-        source,
-        rows,
-        folder=_probe_dir(demo),
-        progress=demo.progress,
-    )
-    laboratory = Laboratory(store, source, model, _SITE, sae, probe)
+    probe = _probe(demo, store, model)
+    laboratory = Laboratory(store, store.source(), model, _SITE, sae, probe)
     best = best_features(profiles, [store.images.labels[row] for row in rows])
     return screen_classes(laboratory, profiles, best, progress=demo.progress)
 
