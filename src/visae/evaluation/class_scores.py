@@ -28,6 +28,7 @@ from visae.statistics.units import unit_codes
 
 __all__ = [
     "FIGURES",
+    "Choice",
     "ClassProbe",
     "LabelledImages",
     "class_probe",
