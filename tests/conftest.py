@@ -184,3 +184,186 @@ def planted_store(tmp_path_factory, planted_folder, tiny_vit):
         config=RecordConfig(sites=("residual@1", "mlp@2"), tokens="all", batch_size=8),
         model_config=ModelConfig(model="timm/tiny"),
     )
+
+
+# A planted concept: a red or blue patch decides the class, and an SAE built by hand knows both
+
+
+class PlantedLab:
+    """Images, model, store and SAE of which the truth is known.
+
+    Feature 0 is the red patch and feature 1 the blue one; features 2 to 22 fire on a fifth of the
+    patches along random directions across those two; feature 23 never fires.
+    """
+
+    n_features = 24
+    dead = 23
+
+    def __init__(self, folder, *, n_images=80, labels=None, groups=None):
+        self.folder = folder
+        self.images = folder / "images.csv"
+        self.is_red = [i % 2 == 1 for i in range(n_images)]
+        self._write_images(labels or ["red" if red else "blue" for red in self.is_red], groups)
+        self.model = self._model()
+        self.store = self._record()
+        self.sae_dir = folder / "saes" / "hand"
+        self.sae = self._sae()
+        self._save_sae()
+
+    def spec(self, **changes):
+        """A small experiment: ablating the best red feature lowers P(red)."""
+        from visae.interventions import spec as parts
+        from visae.interventions.verdict import Prediction
+
+        doses = parts.DosesConfig(suppression=(-1.0, 0.5, 1.0), insertion=(0.0, 1.0, 2.0))
+        settings = {
+            "name": "red",
+            "hypothesis": "Ablating the feature that best marks red lowers P(red)",
+            "sae": self.sae_dir,
+            "store": self.store.folder,
+            "task": parts.LinearProbeConfig(pool="mean-patch"),
+            "selection": parts.BestForClass(class_name="red"),
+            "outcome": parts.OutcomeConfig(class_name="red", n_per_other_class=8),
+            "prediction": Prediction(direction="decrease", smallest_effect=0.02),
+            "controls": parts.ControlsConfig(n_random=39, n_matched=20),
+            "doses": doses,
+            "statistics": parts.StatisticsConfig(n_resamples=1000, n_permutations=199),
+        }
+        return parts.ExperimentSpec(**settings | changes)
+
+    def run(self, name, spec=None, **options):
+        """The result of an experiment in a folder of its own."""
+        from visae.interventions.experiment import run_experiment
+
+        out = self.folder / "experiments" / name
+        return run_experiment(spec or self.spec(), out, model=self.model, **options)
+
+    def _write_images(self, labels, groups):
+        import csv
+
+        import numpy as np
+        from PIL import Image
+
+        generator = np.random.default_rng(0)
+        rows = [("path", "label", "group")]
+        for i, red in enumerate(self.is_red):
+            pixels = generator.integers(90, 150, (16, 16, 3), dtype=np.uint8)
+            row, column = 4 * generator.integers(0, 4, 2)
+            pixels[row : row + 4, column : column + 4] = (230, 20, 20) if red else (20, 20, 230)
+            path = self.folder / "pictures" / f"{i:03d}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(path)
+            rows.append((f"pictures/{i:03d}.png", labels[i], groups[i] if groups else ""))
+        with self.images.open("w", newline="") as file:
+            csv.writer(file).writerows(rows)
+
+    @staticmethod
+    def _model():
+        import torch
+        from timm.models.vision_transformer import VisionTransformer
+
+        from visae.models.timm_models import TimmModel
+
+        with torch.random.fork_rng():
+            torch.manual_seed(3)
+            network = VisionTransformer(
+                img_size=16, patch_size=4, embed_dim=16, depth=2, num_heads=2, num_classes=0
+            )
+            for parameter in network.parameters():
+                torch.nn.init.normal_(parameter, std=0.2)
+        data_config = {
+            "input_size": (3, 16, 16),
+            "crop_pct": 1.0,
+            "crop_mode": "center",
+            "interpolation": "bicubic",
+            "mean": (0.5, 0.5, 0.5),
+            "std": (0.2, 0.2, 0.2),
+        }
+        return TimmModel(network, name="timm/planted", title="Planted", data_config=data_config)
+
+    def _record(self):
+        from visae.activations.format import RecordConfig
+        from visae.activations.record import record
+        from visae.images.opening import open_images
+        from visae.models.config import ModelConfig
+
+        return record(
+            open_images(str(self.images)),
+            self.model,
+            self.folder / "activations" / "planted",
+            config=RecordConfig(sites=("residual@0", "norm"), tokens="all", dtype="float32"),
+            model_config=ModelConfig(model="timm/planted"),
+        )
+
+    def patch_colours(self):
+        """(red, blue): which patches (image, patch) are planted."""
+        import numpy as np
+        import torch
+
+        source = self.store.source()
+        found = []
+        for entry in source.entries:
+            pixels = np.asarray(source.load(entry.ref).pixels, dtype=np.float64)
+            means = pixels.reshape(4, 4, 4, 4, 3).mean((1, 3))
+            found.append((means[..., 0] - means[..., 2]).reshape(16))
+        excess = torch.tensor(np.stack(found))
+        return excess > 100, excess < -100
+
+    def _sae(self):
+        import torch
+
+        from visae.saes.config import SAEConfig
+        from visae.saes.sae import SAE
+        from visae.saes.sparsity import BatchTopK
+
+        x = torch.cat([s.activations for s in self.store.shards("residual@0", "patches")])
+        x = x.flatten(0, 1)
+        sae = SAE(SAEConfig(d_model=16, n_features=self.n_features, sparsity=BatchTopK(k=4)))
+        z = (x - x.mean(0)) / x.std()
+        planted = [colour.flatten() for colour in self.patch_colours()]
+        means = torch.stack([z[p].mean(0) - z[~p].mean(0) for p in planted])
+        across = torch.eye(16) - torch.linalg.pinv(means) @ means
+        generator = torch.Generator().manual_seed(1)
+        rows = torch.randn(self.n_features, 16, generator=generator) @ across
+        rows[:2] = means
+        rows = torch.nn.functional.normalize(rows, dim=1)
+        along = z @ rows.T
+        edge = along.quantile(0.8, dim=0)
+        edge[:2] = torch.stack(
+            [(along[p, i].min() + along[~p, i].max()) / 2 for i, p in enumerate(planted)]
+        )
+        edge[self.dead] = 1e6
+        with torch.no_grad():
+            sae.mean.copy_(x.mean(0))
+            sae.scale.copy_(x.std())
+            sae.W_enc.copy_(rows / edge[:, None])
+            sae.W_dec.copy_(rows * edge[:, None])
+            sae.threshold.fill_(1.0)
+        return sae.requires_grad_(False).eval()
+
+    def _save_sae(self):
+        from visae.saes.checkpoint import Provenance, save_sae
+
+        provenance = Provenance.of_store(
+            self.store,
+            "residual@0",
+            tokens="patches",
+            n_tokens=0,
+            seed=0,
+            control="none",
+            recipe={"made": "by hand"},
+        )
+        reference = self.store.shard("residual@0", 0, "patches").activations.flatten(0, 1)
+        save_sae(self.sae, self.sae_dir, provenance=provenance, reference=reference, metrics={})
+
+
+@pytest.fixture(scope="session")
+def make_planted_lab():
+    """Make a planted lab of one's own in a folder, to change or with other labels or groups."""
+    return PlantedLab
+
+
+@pytest.fixture(scope="session")
+def planted_lab(tmp_path_factory):
+    """The planted lab that tests share; its store and SAE are not to be changed."""
+    return PlantedLab(tmp_path_factory.mktemp("lab"))
