@@ -8,6 +8,7 @@ import visae
 from visae.interventions import analysis
 from visae.interventions.analysis import Measured
 from visae.interventions.discovery import confirmation_precision
+from visae.interventions.division import image_units
 from visae.interventions.effects import Effects
 from visae.interventions.result import (
     CurveName,
@@ -15,7 +16,7 @@ from visae.interventions.result import (
     ProbeResult,
     SelectionResult,
 )
-from visae.interventions.setup import ExperimentSetup, image_units
+from visae.interventions.setup import ExperimentSetup
 from visae.interventions.tasks import class_index
 from visae.statistics.significance import reach_problem
 from visae.storage.records import to_plain
@@ -63,8 +64,8 @@ def conclude(
         model=store.record.identity,
         sae_sha256=setup.record.weights.sha256,
         store_digest=store.digest,
-        n_discovery=len(setup.profiles.rows),
-        n_confirmation=len(setup.confirmation),
+        n_discovery=len(setup.images.discovery),
+        n_confirmation=len(setup.images.confirmation),
         n_images=len(effects.rows),
         selection=_selection_result(setup),
         probe=_probe_result(setup, effects, others),
@@ -111,7 +112,7 @@ def _selection_result(setup: ExperimentSetup) -> SelectionResult:
         setup.laboratory.store,
         setup.record.provenance,
         selection.feature,
-        setup.confirmation,
+        setup.images.confirmation,
         setup.spec.outcome.class_name,
     )
     return SelectionResult(
@@ -191,7 +192,7 @@ def _class_warnings(setup: ExperimentSetup, doses: dict[CurveName, list[Effects]
         yield "The probe is no better than naming the largest class"
     if small := [name for name in images.classes if name not in classes]:
         yield f"Classes with too few discovery images for the probe: {', '.join(small)}"
-    unseen = set(classes) - set(setup.others) - {setup.spec.outcome.class_name}
+    unseen = set(classes) - set(setup.images.others) - {setup.spec.outcome.class_name}
     if unseen and setup.spec.outcome.n_per_other_class:
         names = ", ".join(sorted(unseen))
         yield f"Classes with too few confirmation images to show specificity: {names}"

@@ -173,7 +173,8 @@ def _pushed_logits(
         along = directions[some % n_directions].unsqueeze(1)
         pushed = apply_push(copies.tokens[lab.site], amounts, along)
         parts.append(lab.task.logits(lab.model.resume(copies, lab.site, pushed)))
-    return torch.cat(parts).unflatten(0, (len(images), n_directions))
+    shape = len(images), n_directions, len(lab.task.classes)
+    return torch.cat(parts).reshape(shape)
 
 
 def _sizes(push: Push) -> dict[str, Tensor]:

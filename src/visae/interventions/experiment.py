@@ -19,12 +19,13 @@ from visae.errors import ExperimentError
 from visae.images.source import ImageSource
 from visae.interventions.conclude import conclude
 from visae.interventions.controls import ControlFamily, random_directions
+from visae.interventions.division import count_units, spread_evenly
 from visae.interventions.edits import Edit, scope_tokens
 from visae.interventions.effects import Condition, Effects, measure
 from visae.interventions.outcomes import MeasuredImages, write_outcomes
 from visae.interventions.registry import labels_digest, read_registration
 from visae.interventions.result import CurveName, ExperimentResult
-from visae.interventions.setup import ExperimentSetup, evenly, image_units, prepare_experiment
+from visae.interventions.setup import ExperimentSetup, prepare_experiment
 from visae.interventions.spec import ExperimentSpec, spec_hash
 from visae.models.protocol import VisionModel
 from visae.progress import Progress, ProgressCallback, silent
@@ -122,10 +123,12 @@ class _Curve(NamedTuple):
 def _confirm(setup: ExperimentSetup, out: Path, progress: ProgressCallback) -> ExperimentResult:
     """Measure the confirmation images and draw the conclusions."""
     partial = out / "partial" / setup.standing.registration.spec_sha256[:16]
-    effects = _run(setup, setup.target, _edit(setup), setup.families, partial / "target", progress)
+    effects = _run(
+        setup, setup.images.target, _edit(setup), setup.families, partial / "target", progress
+    )
     others = {
         name: _run(setup, rows, _edit(setup), [], partial / f"class-{index}", progress)
-        for index, (name, rows) in enumerate(setup.others.items())
+        for index, (name, rows) in enumerate(setup.images.others.items())
     }
     dose_family = _dose_family(setup)
     doses = {
@@ -163,15 +166,15 @@ def _curves(setup: ExperimentSetup) -> dict[CurveName, _Curve]:
     """Suppression where the concept is, insertion where it is not."""
     doses, feature = setup.spec.doses, setup.selection.feature
     scope = setup.spec.edit.scope
-    spread = sorted(row for rows in setup.others.values() for row in rows)
+    spread = sorted(row for rows in setup.images.others.values() for row in rows)
     curves: dict[CurveName, _Curve] = {
         "suppression": _Curve(
-            evenly(setup.target, doses.n_images),
+            spread_evenly(setup.images.target, doses.n_images),
             [Edit(feature=feature, operation="scale", value=dose) for dose in doses.suppression],
             scope,
         ),
         "insertion": _Curve(
-            evenly(spread, doses.n_images),
+            spread_evenly(spread, doses.n_images),
             [
                 Edit(feature=feature, operation="add", value=dose * setup.profile.q99)
                 for dose in doses.insertion
@@ -183,7 +186,7 @@ def _curves(setup: ExperimentSetup) -> dict[CurveName, _Curve]:
     return {
         name: curve
         for name, curve in curves.items()
-        if curve.edits and len(set(image_units(images, curve.rows))) > 1
+        if curve.edits and count_units(images, curve.rows) > 1
     }
 
 

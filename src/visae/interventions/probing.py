@@ -1,6 +1,5 @@
 """The linear probe of an experiment: its features from the store or the images, trained once."""
 
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -13,6 +12,7 @@ from visae.activations.store import ActivationStore
 from visae.errors import ExperimentError, ModelError
 from visae.images.source import ImageSource
 from visae.interventions.batches import traced_images
+from visae.interventions.division import learnable_classes
 from visae.interventions.spec import LinearProbeConfig
 from visae.interventions.tasks import FEWEST_IMAGES, LinearProbe, fit_linear_probe, pool_tokens
 from visae.models.layout import Layout
@@ -20,17 +20,10 @@ from visae.models.protocol import VisionModel
 from visae.progress import Progress, ProgressCallback, silent
 from visae.storage.hashing import hash_json
 
-__all__ = ["obtain_probe", "probe_classes"]
+__all__ = ["obtain_probe"]
 
 _TOLERANCE = 0.02  # bfloat16 keeps 8 bits of an activation
 _N_COMPARED = 4
-
-
-def probe_classes(store: ActivationStore, rows: Sequence[int]) -> list[str]:
-    """Classes with images enough among these rows for a probe to learn them, sorted."""
-    labels = (store.images.labels[row] for row in rows)
-    counts = Counter(label for label in labels if label is not None)
-    return sorted(name for name, count in counts.items() if count >= FEWEST_IMAGES)
 
 
 def obtain_probe(
@@ -51,7 +44,7 @@ def obtain_probe(
         ExperimentError: when fewer than two classes are left, a saved probe is of another model,
             or the site named does not hold the model's final tokens.
     """
-    classes = probe_classes(store, rows)
+    classes = learnable_classes(store.images, rows)
     position = {name: index for index, name in enumerate(classes)}
     labels = store.images.labels
     used = [row for row in rows if labels[row] in position]
