@@ -16,7 +16,7 @@ from torch import Tensor
 
 import visae
 from visae.activations.store import ActivationStore
-from visae.errors import CheckpointError, nearest_names
+from visae.errors import CheckpointError, ConfigError
 from visae.models.config import ModelIdentity
 from visae.models.layout import Layout, TokenPolicy
 from visae.models.preprocessing import Preprocessing
@@ -32,6 +32,7 @@ __all__ = ["Provenance", "SAERecord", "load_sae", "read_sae_record", "save_sae"]
 _BUILT_IN: tuple[type[Any], ...] = (ReLU, TopK, BatchTopK)
 _REFERENCE_TOKENS = 64
 _TOLERANCE = 1e-3
+_REFERENCE = ("activations", "offsets", "features", "values", "reconstruction")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -185,7 +186,7 @@ def load_sae(
         sae.load_state_dict(state, strict=True)
     except RuntimeError as failure:
         raise CheckpointError(
-            f"The weights do not fit sae.json: {failure}",
+            f"The weights do not fit sae.json: {' '.join(str(failure).split())}",
             where=folder,
             fix="The files belong to different SAEs: restore them or train again",
         ) from failure
@@ -200,15 +201,22 @@ def _config(record: SAERecord, kinds: Sequence[type[Any]]) -> SAEConfig:
         raise CheckpointError(
             f"Unknown sparsity kind {name}",
             where="sae.json",
-            fix=f"Use one of {nearest_names(str(name), known)}, or give your class in kinds=",
+            fix=f"Use one of {', '.join(sorted(known))}, or give your class in kinds=",
         )
-    sparsity: Sparsity = from_plain(known[name], record.sparsity, error=CheckpointError)
-    return SAEConfig(
-        d_model=record.d_model,
-        n_features=record.n_features,
-        sparsity=sparsity,
-        prefixes=record.prefixes,
-    )
+    try:
+        sparsity: Sparsity = from_plain(known[name], record.sparsity, where="sae.json")
+        return SAEConfig(
+            d_model=record.d_model,
+            n_features=record.n_features,
+            sparsity=sparsity,
+            prefixes=record.prefixes,
+        )
+    except ConfigError as failure:
+        raise CheckpointError(
+            f"This SAE cannot have this shape: {failure.what}",
+            where=f"sae.json, {failure.where}",
+            fix="It was altered: restore it or train again",
+        ) from failure
 
 
 def _reference_tensors(sae: SAE, batch: Float[Tensor, "token d_model"]) -> dict[str, Tensor]:
@@ -224,23 +232,27 @@ def _reference_tensors(sae: SAE, batch: Float[Tensor, "token d_model"]) -> dict[
 
 def _check_reference(sae: SAE, tensors: dict[str, Tensor], folder: Path) -> None:
     """Compare codes and reconstruction with the recorded ones, to float32 rounding."""
-    batch = tensors.get("reference.activations")
-    if batch is None:
+    if missing := [name for name in _REFERENCE if f"reference.{name}" not in tensors]:
         raise CheckpointError(
-            "This checkpoint has no reference batch", where=folder, fix="Train or convert it again"
+            f"This checkpoint has no reference batch ({', '.join(missing)} missing)",
+            where=folder,
+            fix="Train or convert it again",
         )
-    now = _reference_tensors(sae, batch)
+    now = _reference_tensors(sae, tensors["reference.activations"])
     codes, expected = _dense(now, sae), _dense(tensors, sae)
-    tolerance = _TOLERANCE * max(1.0, float(expected.abs().max()) if expected.numel() else 1.0)
-    usual = ~_on_the_edge(codes, expected, tolerance)
-    scale = _TOLERANCE * max(1.0, float(batch.abs().max()))
-    rebuilt = now["reference.reconstruction"] - tensors["reference.reconstruction"]
-    checks = (("codes", codes - expected, tolerance), ("reconstruction", rebuilt, scale))
-    for name, difference, allowed in checks:
+    largest = float(expected.max()) if expected.numel() else 0.0
+    usual = ~_on_the_edge(codes, expected, _TOLERANCE * largest)
+    normal = [sae.normalise(x["reference.reconstruction"]) for x in (now, tensors)]
+    checks = {
+        "codes": (codes - expected, largest),
+        "reconstruction": (normal[0] - normal[1], max(1.0, float(normal[1].abs().max()))),
+    }
+    for name, (difference, size) in checks.items():
         worst = float(difference[usual].abs().max()) if usual.any() else float("inf")
-        if not worst <= allowed:
+        if not worst <= _TOLERANCE * size:
             raise CheckpointError(
-                f"This SAE does not reproduce its own {name}: they differ by up to {worst:.3g}",
+                f"This SAE does not reproduce its own {name}: they differ by up to {worst:.3g} "
+                "(in normalised units)",
                 where=folder,
                 fix="It was altered, or written by an incompatible visae: restore or train again",
             )

@@ -1,9 +1,8 @@
 """Where training starts: decoder rows from data, encoder rows parallel to them.
 
 W_dec rows are 0.8 · (x_i − mean) + 0.2 · random, made unit (or, for the controls, one of the two
-alone); W_enc = c · W_dec with c chosen so
-that x̂' is the best multiple of itself on the first batch; b_enc = b_dec = 0, for the mean is in
-μ. Source: METHODS §4.
+alone); W_enc = c · W_dec with c chosen so that x̂' is the best multiple of itself on the first
+tokens; b_enc = b_dec = 0, for the mean is in μ. Source: METHODS §4.
 """
 
 from typing import Literal
@@ -21,6 +20,8 @@ __all__ = ["Rows", "initialise", "random_rows"]
 
 Rows = Literal["mixed", "data", "random"]
 
+_SCALING_TOKENS = 4096
+
 _DATA_SHARE: dict[Rows, float] = {"mixed": 0.8, "data": 1.0, "random": 0.0}
 
 
@@ -31,6 +32,7 @@ def initialise(
     """Set the weights from a sample of raw activations; μ and s must be set before.
 
     ``rows`` says what the decoder rows are made of: data and noise, data alone, or noise alone.
+    Each row is made of another token where the sample holds as many as there are features.
 
     Raises:
         StoreError: when the sample holds NaN or infinite values.
@@ -39,7 +41,9 @@ def initialise(
         raise StoreError("The activations hold NaN or infinite values", fix="Run visae doctor")
     generator = torch.Generator().manual_seed(seed)
     x_normal = sae.normalise(sample)
-    chosen = torch.randint(len(x_normal), (sae.n_features,), generator=generator)
+    n_rounds = -(-sae.n_features // len(x_normal))
+    rounds = [torch.randperm(len(x_normal), generator=generator) for _ in range(n_rounds)]
+    chosen = torch.cat(rounds)[: sae.n_features].to(x_normal.device)
     data = nn.functional.normalize(x_normal[chosen], dim=1)
     noise = random_rows(sae.n_features, sae.d_model, generator).to(data.device)
     share = _DATA_SHARE[rows]
@@ -47,7 +51,7 @@ def initialise(
     sae.W_enc.copy_(sae.W_dec)
     sae.b_enc.zero_()
     sae.b_dec.zero_()
-    sae.W_enc.mul_(_best_multiple(sae, x_normal))
+    sae.W_enc.mul_(_best_multiple(sae, x_normal[:_SCALING_TOKENS]))
 
 
 def random_rows(

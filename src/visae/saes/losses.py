@@ -11,13 +11,16 @@ from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn.functional import linear, mse_loss
 
 from visae.saes.codes import SparseCodes
-from visae.saes.kernels.sparse import active_values, sparse_decode
+from visae.saes.kernels.sparse import FeatureLists, active_values, nested_decode
 from visae.saes.sae import SAE
 
 __all__ = ["BatchLoss", "auxk_loss", "batch_loss"]
+
+_LEAST_SPREAD = 1e-10  # of the mean square error
 
 
 class BatchLoss(NamedTuple):
@@ -39,61 +42,33 @@ def batch_loss(
     dead: Bool[Tensor, " feature"],
     *,
     auxk_alpha: float,
+    penalty_share: float = 1.0,
 ) -> BatchLoss:
-    """Reconstruction, sparsity penalty and dead-feature loss of a batch of raw activations."""
+    """Reconstruction, sparsity penalty and dead-feature loss of a batch of raw activations.
+
+    ``penalty_share`` scales the sparsity penalty, for its warm-up.
+    """
     x_normal = sae.normalise(x)
-    centred = x_normal - sae.b_dec
+    centred = x_normal - sae.b_dec.detach()
     with torch.no_grad():
-        codes = sae.config.sparsity.select(sae.pre_activations(x_normal))
-    values = _live_values(sae, centred, codes)
-    residuals = _prefix_residuals(sae, x_normal, values, codes)
-    reconstruction = residuals[-1].square().mean()
-    nested = torch.stack([r.square().mean() for r in residuals]).mean()
-    norms = sae.W_dec.norm(dim=1)[codes.features] if values.numel() else values
-    penalty = sae.config.sparsity.penalty(values, norms, codes.n_tokens)
-    auxk = auxk_alpha * auxk_loss(sae, centred.detach(), -residuals[-1].detach(), dead)
-    return BatchLoss(nested + penalty + auxk, reconstruction.detach(), auxk.detach(), codes)
-
-
-def _live_values(
-    sae: SAE, centred: Float[Tensor, "token d_model"], codes: SparseCodes
-) -> Float[Tensor, " entry"]:
-    """The codes' values with gradients to the encoder and, through the pre-bias, to b_dec."""
-    values = active_values(centred.detach(), sae.W_enc, sae.b_enc, codes)
-    # b_dec enters every pre-activation as −⟨W_enc,i, b_dec⟩; adding this zero carries its gradient.
-    shift = nn.functional.linear(sae.b_dec - sae.b_dec.detach(), sae.W_enc.detach())
-    return values - shift[codes.features]
-
-
-def _prefix_residuals(
-    sae: SAE,
-    x_normal: Float[Tensor, "token d_model"],
-    values: Float[Tensor, " entry"],
-    codes: SparseCodes,
-) -> list[Float[Tensor, "token d_model"]]:
-    """x̂' − x' for each nested prefix of the features; every prefix has b_dec once."""
+        codes = sae.config.sparsity.select(linear(centred, sae.W_enc, sae.b_enc))
+    lists = FeatureLists(codes)
+    values = active_values(centred, sae.W_enc, sae.b_enc, sae.b_dec, lists)
     bounds = sae.config.prefixes or (sae.n_features,)
-    residual = sae.b_dec - x_normal
-    residuals = []
-    start = 0
-    for stop in bounds:
-        part, part_values = _between(codes, values, start, stop)
-        residual = residual + sparse_decode(part_values, sae.W_dec, part)
-        residuals.append(residual)
-        start = stop
-    return residuals
+    rebuilt = nested_decode(values, sae.W_dec, sae.b_dec, lists, bounds)
+    nested = mse_loss(rebuilt, x_normal.expand_as(rebuilt))
+    penalty = penalty_share * _penalty(sae, values, codes)
+    residual = x_normal - rebuilt[-1].detach()
+    auxk = auxk_alpha * auxk_loss(sae, centred, residual, dead)
+    return BatchLoss(nested + penalty + auxk, residual.square().mean(), auxk.detach(), codes)
 
 
-def _between(
-    codes: SparseCodes, values: Float[Tensor, " entry"], start: int, stop: int
-) -> tuple[SparseCodes, Float[Tensor, " kept"]]:
-    """The entries of features ``start`` to ``stop``."""
-    if start == 0 and stop == codes.n_features:
-        return codes, values
-    inside = (codes.features >= start) & (codes.features < stop)
-    shape = (codes.n_tokens, codes.n_features)
-    features, tokens = codes.features[inside], codes.tokens[inside]
-    return SparseCodes.from_entries(tokens, features, codes.values[inside], shape), values[inside]
+def _penalty(sae: SAE, values: Float[Tensor, " entry"], codes: SparseCodes) -> Float[Tensor, ""]:
+    """The sparsity kind's own term."""
+    norms = sae.W_dec.norm(dim=1)
+    # index_select, not indexing: the sums of its gradient have a fixed order
+    of_entries = norms.index_select(0, codes.features)
+    return sae.config.sparsity.penalty(values, of_entries, codes.n_tokens)
 
 
 def auxk_loss(
@@ -111,9 +86,12 @@ def auxk_loss(
     if index.numel() == 0:
         return residual.new_zeros(())
     k_aux = min(2 ** max(0, (sae.d_model // 2).bit_length() - 1), index.numel())
-    pre = nn.functional.linear(centred, sae.W_enc[index], sae.b_enc[index])
+    w_enc, b_enc, w_dec = (p.index_select(0, index) for p in (sae.W_enc, sae.b_enc, sae.W_dec))
+    pre = linear(centred, w_enc, b_enc)
     kept = pre.topk(k_aux, dim=1, sorted=False)
     excited = torch.zeros_like(pre).scatter(1, kept.indices, kept.values.relu())
-    rebuilt = excited @ sae.W_dec[index]
-    spread = (residual - residual.mean(0)).square().sum()
-    return torch.nan_to_num((rebuilt - residual).square().sum() / spread, 0.0, 0.0, 0.0)
+    error = mse_loss(excited @ w_dec, residual)
+    spread = residual.var(dim=0, correction=0).mean()
+    # all tokens left with one error: nothing to explain, and a quotient by rounding or by zero
+    has_spread = spread > _LEAST_SPREAD * residual.square().mean()
+    return error / torch.where(has_spread, spread, torch.inf)

@@ -77,7 +77,7 @@ class SAE(nn.Module):
             raise CheckpointError(
                 "This SAE has no threshold yet",
                 where=f"sparsity {self.config.sparsity.kind}",
-                fix="Train it for at least one step, or calibrate it on a batch",
+                fix="Train it for at least one step",
             )
         tokens, features = active_entries(pre > self.threshold)
         values = pre[tokens, features]
@@ -113,16 +113,18 @@ class SAE(nn.Module):
     def feature_activations(
         self, x: Float[Tensor, "token d_model"], features: list[int]
     ) -> Float[Tensor, "token chosen"]:
-        """Activations of a few features, equal to those columns of ``encode``.
+        """Activations of a few features: those columns of ``encode``, to float32 rounding.
 
         Cheap (no other feature is computed) unless the sparsity compares features with each other.
+
+        Raises:
+            CheckpointError: when the SAE needs a threshold and was never trained.
         """
         if self.config.sparsity.compares_features:
             return self.encode(x)[:, features]
-        floor = self.threshold if self.config.sparsity.uses_threshold else torch.zeros(())
-        x_normal = self.normalise(x) - self.b_dec
-        pre = nn.functional.linear(x_normal, self.W_enc[features], self.b_enc[features])
-        return torch.where(pre > floor.to(pre.device), pre, torch.zeros_like(pre))
+        centred = self.normalise(x) - self.b_dec
+        pre = nn.functional.linear(centred, self.W_enc[features], self.b_enc[features])
+        return self.select(pre).dense()
 
     def _chunks(self, x: Tensor) -> Iterator[Tensor]:
         step = max(1, _CHUNK_ELEMENTS // self.n_features)
