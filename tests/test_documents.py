@@ -52,7 +52,7 @@ def test_the_readme_example_runs(
             pixels = generator.integers(0, 56, (64, 64, 3), dtype=np.uint8) + np.uint8(colour)
             Image.fromarray(pixels).save(tmp_path / "photos" / name / f"{index}.png")
     (code,) = blocks(ROOT / "README.md")
-    assert len(code.splitlines()) <= 26
+    assert len(code.splitlines()) <= 20
     hub = 'model="vit_small_patch14_dinov2.lvd142m", image_size=224'
     tiny = 'model="vit_tiny_patch16_224", weights=Path("tiny.safetensors"), image_size=64'
     code = swap(
