@@ -235,8 +235,9 @@ class PlantedLab:
         """The result of an experiment in a folder of its own."""
         from visae.interventions.experiment import run_experiment
 
-        out = self.folder / "experiments" / name
-        return run_experiment(spec or self.spec(), out, model=self.model, **options)
+        out, spec = self.folder / "experiments" / name, spec or self.spec()
+        options = {"probe_dir": self.folder / "probes" / spec.task.pool} | options
+        return run_experiment(spec, out, model=self.model, **options)
 
     def _write_images(self, labels, groups):
         import csv
