@@ -1,6 +1,7 @@
 """From logits to estimates, p-values and verdicts; no model is run here. Source: RIGOR §4, §6."""
 
 import dataclasses
+import functools
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -53,23 +54,23 @@ class Measured:
     settings: StatisticsConfig
     """Resampling."""
 
-    @property
+    @functools.cached_property
     def baseline(self) -> Float64[np.ndarray, " image"]:
         """Outcome without the edit."""
         return self._read(self.effects.baseline)
 
-    @property
+    @functools.cached_property
     def edited(self) -> Float64[np.ndarray, " image"]:
         """Outcome with the edit."""
         return self._read(self.effects.edited)
 
-    @property
+    @functools.cached_property
     def change(self) -> Float64[np.ndarray, " image"]:
         """Effect of the edit."""
         change: Float64[np.ndarray, " image"] = self.edited - self.baseline
         return change
 
-    @property
+    @functools.cached_property
     def control_changes(self) -> Float64[np.ndarray, "image draw"]:
         """Effect of each control."""
         n_images, n_draws, n_classes = self.effects.controls.shape
