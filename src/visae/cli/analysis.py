@@ -7,6 +7,7 @@ from typing import Literal
 import tyro
 
 from visae.cli.output import Screen
+from visae.errors import ConfigError
 
 __all__ = ["EvaluateCommand", "IndexCommand", "InterveneCommand"]
 
@@ -35,6 +36,8 @@ class EvaluateCommand:
         from visae.models.loading import load_model
         from visae.saes.checkpoint import load_sae
 
+        if not self.sae:
+            raise ConfigError("No SAE is given", where="--sae", fix="Give one folder or more")
         store = ActivationStore(self.store)
         card = evaluate(
             self.sae[0],
@@ -113,19 +116,26 @@ class InterveneCommand:
         from visae.interventions.experiment import run_experiment
         from visae.interventions.setup import register_experiment
         from visae.interventions.spec import read_spec
-        from visae.models.loading import load_model
+        from visae.models.loading import choose_device, load_model
         from visae.reports.experiment_page import write_experiment_report
 
+        if self.register_only and self.exploratory:
+            raise ConfigError(
+                "What is registered is meant to confirm",
+                where="--register-only --exploratory",
+                fix="Give one of them",
+            )
         spec = read_spec(self.spec)
         store = ActivationStore(spec.store)
         model_config = store.model
         if self.weights is not None:
             model_config = dataclasses.replace(model_config, weights=self.weights)
+        device = choose_device(self.device)
         model = load_model(model_config, device=self.device)
         source = store.source(self.images)
         if self.register_only:
             registration = register_experiment(
-                spec, self.out, model=model, source=source, progress=screen.progress
+                spec, self.out, model=model, source=source, device=device, progress=screen.progress
             )
             screen.say(f"Registered feature {registration.feature} at {registration.registered_at}")
             screen.say(f"Next: visae intervene {self.spec} --out {self.out}")
@@ -136,6 +146,7 @@ class InterveneCommand:
             model=model,
             source=source,
             exploratory=self.exploratory,
+            device=device,
             progress=screen.progress,
         )
         page = write_experiment_report(self.out, store, source)

@@ -145,7 +145,7 @@ class TrainCommand:
         screen.say(f"Next: visae evaluate --sae {first} --store {self.store}")
 
     def _trainable_site(self, sites: list[str]) -> str:
-        named = [site for site in sites if "@" in site]
+        named = sites if len(sites) == 1 else [site for site in sites if "@" in site]
         if len(named) == 1:
             return named[0]
         raise ConfigError(

@@ -12,12 +12,11 @@ from pathlib import Path
 
 import visae
 from visae.activations.store import ActivationStore
-from visae.errors import StoreError, VisaeError
+from visae.errors import FeatureIndexError, StoreError, VisaeError
 from visae.features.index import FeatureIndex
-from visae.interventions.result import ExperimentResult
-from visae.interventions.spec import read_spec
+from visae.interventions.verification import verify_experiment
 from visae.saes.checkpoint import load_sae, read_sae_record
-from visae.storage.records import read_record
+from visae.storage.portable import resolve_portable
 
 __all__ = ["Finding", "examine", "examine_installation"]
 
@@ -59,7 +58,8 @@ def examine(path: Path) -> list[Finding]:
     for name, check in checks.items():
         for found in sorted(path.rglob(name) if path.is_dir() else []):
             findings.append(_finding(found.parent, check))
-    findings += [_unfinished(folder) for folder in _unfinished_runs(path)]
+    if path.is_dir():
+        findings += [*_unfinished_trainings(path), *_unfinished_experiments(path)]
     if not findings:
         raise StoreError(
             "There is no store, SAE, index or experiment here",
@@ -122,26 +122,42 @@ def _check_sae(folder: Path) -> str:
 def _check_index(folder: Path) -> str:
     index = FeatureIndex(folder)
     index.verify()
+    sae = resolve_portable(index.record.sae, folder)
+    is_there = (sae / "sae.json").is_file()
+    if is_there and read_sae_record(sae).weights.sha256 != index.record.sae_sha256:
+        raise FeatureIndexError(
+            f"This index was made from another SAE than the one that is now in {sae}",
+            where=folder,
+            fix="Delete the index and run visae index again",
+        )
     return (
         f"index of {index.n_features:,} features on {index.n_images:,} images, every checksum right"
     )
 
 
 def _check_experiment(folder: Path) -> str:
-    result = read_record(ExperimentResult, folder / "result.json")
-    read_spec(folder / "spec.toml")
-    return f"experiment, {result.status}: {result.verdict.label}"
+    result = verify_experiment(folder)
+    return f"experiment, {result.status}: {result.verdict.label}; its files agree"
 
 
-def _unfinished_runs(path: Path) -> Iterator[Path]:
-    """Folders of trainings and experiments that have begun and not ended."""
-    if path.is_dir():
-        for resume in sorted(path.rglob("resume")):
-            if resume.is_dir() and not (resume.parent / "sae.json").exists():
-                yield resume.parent
-        for registration in sorted(path.rglob("registration.json")):
-            if not (registration.parent / "result.json").exists():
-                yield registration.parent
+def _unfinished_trainings(path: Path) -> Iterator[Finding]:
+    """Folders of trainings that have begun and not ended."""
+    for metrics in sorted(path.rglob("metrics.jsonl")):
+        if not (metrics.parent / "sae.json").exists():
+            yield _unfinished(metrics.parent)
+
+
+def _unfinished_experiments(path: Path) -> Iterator[Finding]:
+    """Folders of experiments that are registered, or begun, and not ended."""
+    for registration in sorted(path.rglob("registration.json")):
+        folder = registration.parent
+        if (folder / "result.json").exists():
+            continue
+        if (folder / "partial").exists():
+            yield _unfinished(folder)
+        else:
+            what = "experiment, registered; its confirmation images have not been looked at"
+            yield Finding(what=str(folder), is_fine=True, detail=what)
 
 
 def _unfinished(folder: Path) -> Finding:
