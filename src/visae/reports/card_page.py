@@ -6,8 +6,7 @@ from visae.evaluation.card import ReportCard, read_card
 from visae.evaluation.rows import MetricRow
 from visae.reports.charts import ScoreRow, histogram, score_against_nulls
 from visae.reports.page import svg_markup, write_page
-from visae.reports.wording import fixed, number
-from visae.statistics.estimates import Estimate
+from visae.reports.wording import estimated, fixed, number
 
 __all__ = ["write_card_report"]
 
@@ -25,7 +24,7 @@ def write_card_report(folder: Path, out: Path) -> Path:
         "card.html",
         card=card,
         chart=svg_markup(score_against_nulls([_score(row) for row in shown])) if shown else None,
-        chart_words="; ".join(f"{row.title} {_text(row.value)}" for row in shown),
+        chart_words="; ".join(f"{row.title} {estimated(row.value)}" for row in shown),
         lines=[_line(row) for row in card.rows],
         classes=[
             {
@@ -63,27 +62,18 @@ def _score(row: MetricRow) -> ScoreRow:
 def _line(row: MetricRow) -> dict[str, object]:
     difference = ""
     if row.difference is not None:
-        difference = f"{_text(row.difference.estimate)} ({row.difference.null})"
+        difference = f"{estimated(row.difference.estimate)} ({row.difference.null})"
     if row.p_value is not None:
         difference += f", p = {number(row.p_value, 2)}"
     missing = row.value.value is None
     return {
         "title": row.title,
         "arrow": {"higher": "↑", "lower": "↓", "neither": ""}[row.better],
-        "value": "" if missing else _text(row.value),
-        "nulls": [(name, _text(null)) for name, null in row.nulls.items()],
+        "value": "" if missing else estimated(row.value),
+        "nulls": [(name, estimated(null)) for name, null in row.nulls.items()],
         "difference": difference,
         "note": row.value.note if missing else row.note,
     }
-
-
-def _text(estimate: Estimate) -> str:
-    if estimate.value is None:
-        return "n/a"
-    if estimate.interval is None:
-        return number(estimate.value)
-    low, high = number(estimate.interval.low), number(estimate.interval.high)
-    return f"{number(estimate.value)} ({low} to {high})"
 
 
 def _by_position(card: ReportCard) -> object:

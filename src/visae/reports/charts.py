@@ -166,7 +166,7 @@ def effect_against_controls(
 @_in_quiet_style
 def score_against_nulls(rows: Sequence[ScoreRow]) -> str:
     """A dot for each metric, with its interval, and a mark for the same score under each null."""
-    figure, axes = _figure(0.75 + 0.36 * max(1, len(rows)))
+    figure, axes = _figure(1.0 + 0.36 * max(1, len(rows)))
     names = list(dict.fromkeys(name for row in rows for name in row.nulls))
     for place, row in enumerate(rows):
         if row.interval is not None:
@@ -189,8 +189,8 @@ def score_against_nulls(rows: Sequence[ScoreRow]) -> str:
     axes.spines["left"].set_visible(False)
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="x", color=_INK, alpha=0.12, linewidth=0.6)
-    columns = min(4, 1 + len(names))
-    axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=columns, handletextpad=0.3)
+    columns = min(3, 1 + len(names))
+    figure.legend(loc="outside upper left", ncols=columns, handletextpad=0.3)
     return _svg(figure)
 
 

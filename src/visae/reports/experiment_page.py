@@ -25,7 +25,7 @@ from visae.interventions.spec import read_spec
 from visae.reports.charts import dose_response, effect_against_controls
 from visae.reports.figures import heat_overlay
 from visae.reports.page import picture_uri, svg_markup, write_page
-from visae.reports.wording import fixed, number, percent, plural
+from visae.reports.wording import estimated, fixed, number, percent, plural
 from visae.saes.checkpoint import load_sae, read_sae_record
 from visae.statistics.estimates import Estimate
 from visae.storage.records import read_record
@@ -123,23 +123,14 @@ def _edit_words(result: ExperimentResult) -> str:
 def _facts(result: ExperimentResult) -> list[tuple[str, str]]:
     size = result.edit_size
     return [
-        ("outcome without the edit", _interval(result.baseline)),
-        ("with the edit", _interval(result.edited)),
-        ("change", _interval(result.effect)),
+        ("outcome without the edit", estimated(result.baseline)),
+        ("with the edit", estimated(result.edited)),
+        ("change", estimated(result.effect)),
         ("images", str(result.n_images)),
         ("images the edit changes", str(size.n_images_changed)),
         ("mean ‖Δx‖ / ‖x‖", number(size.mean_relative_norm)),
         ("off-distribution", percent(size.share_off_distribution)),
     ]
-
-
-def _interval(estimate: Estimate) -> str:
-    if estimate.value is None:
-        return "n/a"
-    if estimate.interval is None:
-        return number(estimate.value)
-    low, high = number(estimate.interval.low), number(estimate.interval.high)
-    return f"{number(estimate.value)} ({low} to {high})"
 
 
 def _controls_chart(result: ExperimentResult, outcome: str) -> str:
@@ -157,7 +148,7 @@ def _controls_words(result: ExperimentResult) -> str:
         f"and {number(max(c.mean_effects))}"
         for c in result.controls
     ]
-    return f"The edit changes the outcome by {_interval(result.effect)}; " + "; ".join(parts)
+    return f"The edit changes the outcome by {estimated(result.effect)}; " + "; ".join(parts)
 
 
 def _control_line(control: ControlResult) -> dict[str, str]:
@@ -167,8 +158,8 @@ def _control_line(control: ControlResult) -> dict[str, str]:
         "draws": str(len(effects)),
         "mean": number(float(effects.mean())),
         "range": f"{number(float(effects.min()))} to {number(float(effects.max()))}",
-        "difference": _interval(control.difference),
-        "size": _interval(control.effect_size),
+        "difference": estimated(control.difference),
+        "size": estimated(control.effect_size),
         "paired": number(control.paired_p, 2),
         "direction": number(control.direction_p, 2),
         "verdict": control.verdict.label,
@@ -188,7 +179,7 @@ def _curve(curve: DoseCurve, outcome: str) -> dict[str, object]:
         ylabel=f"change of the {outcome}",
         beside=[change.value or 0.0 for change in curve.control_changes],
     )
-    rho = _interval(curve.rho)
+    rho = estimated(curve.rho)
     steps = ", ".join(f"{d:g}: {number(m)}" for d, m in zip(curve.doses, means, strict=True))
     return {
         "title": curve.name.capitalize(),
@@ -214,8 +205,8 @@ def _class_line(change: ClassChange) -> dict[str, str]:
         "name": change.class_name,
         "images": str(change.n_images),
         "changed": str(change.n_images_changed),
-        "outcome": _interval(change.outcome_change),
-        "own": _interval(change.own_probability_change),
+        "outcome": estimated(change.outcome_change),
+        "own": estimated(change.own_probability_change),
         "flipped": percent(change.share_predictions_changed),
         "became": became or "none",
     }

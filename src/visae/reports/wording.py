@@ -4,11 +4,13 @@ import math
 
 from visae.features.record import Band
 from visae.features.table import FeatureRow
+from visae.statistics.estimates import Estimate
 
 __all__ = [
     "BAND_TITLES",
     "FLAG_MEANINGS",
     "count",
+    "estimated",
     "feature_facts",
     "fixed",
     "number",
@@ -45,6 +47,19 @@ def number(value: float | None, digits: int = 3) -> str:
     exponent = int(f"{value:.{digits - 1}e}".partition("e")[2])  # after rounding: 9.997 is 10.0
     places = max(0, digits - 1 - exponent)
     return f"{value:,.{places}f}".replace(",", " ").replace("-", "−")
+
+
+def estimated(estimate: Estimate) -> str:
+    """A value with its interval, all three to the same decimals; n/a where there is none."""
+    if estimate.value is None:
+        return "n/a"
+    if estimate.interval is None:
+        return number(estimate.value)
+    values = (estimate.value, estimate.interval.low, estimate.interval.high)
+    largest = max(abs(value) for value in values)
+    places = 2 - math.floor(math.log10(largest)) if largest > 0 else 0
+    value, low, high = (f"{v:.{min(4, max(0, places))}f}".replace("-", "−") for v in values)
+    return f"{value} ({low} to {high})"
 
 
 def fixed(value: float | None) -> str:
