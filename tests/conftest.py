@@ -12,6 +12,7 @@ os.environ["MPLBACKEND"] = "Agg"
 # Read when torch, numpy and numba are first imported: sums come out the same on every machine.
 for library in ("OMP", "MKL", "OPENBLAS", "NUMBA"):
     os.environ[f"{library}_NUM_THREADS"] = "2"
+os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # busy threads wait at great cost where cores are shared
 
 settings.register_profile("visae", deadline=None, derandomize=True)
 settings.load_profile("visae")
