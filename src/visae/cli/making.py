@@ -161,7 +161,7 @@ class TrainCommand:
         return [
             RunConfig(
                 name=f"{self.out.name}-s{seed}" if several else self.out.name,
-                n_features=self.n_features or self.expansion * d_model,
+                n_features=self.expansion * d_model if self.n_features is None else self.n_features,
                 sparsity=self._sparsity(),
                 matryoshka=self.matryoshka,
                 seed=seed,
@@ -182,7 +182,9 @@ class TrainCommand:
         from visae.training.config import TrainConfig
 
         return TrainConfig(
-            n_tokens=self.n_tokens or min(100_000_000, _PASSES * n_stored),
+            n_tokens=min(100_000_000, _PASSES * n_stored)
+            if self.n_tokens is None
+            else self.n_tokens,
             batch_size=self.batch_size,
             tokens=self.tokens,
             auxk_alpha=self.auxk_alpha,

@@ -3,7 +3,7 @@
 import sys
 import time
 from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, TaskID, TextColumn, TimeRemainingColumn
@@ -36,7 +36,7 @@ class Screen:
         self._begun: dict[str, tuple[float, int]] = {}
         self._last_line = 0.0
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Screen":
         self._bars.start()
         return self
 
