@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from pathlib import PurePath
 from typing import Literal
 
 from visae.errors import ConfigError
@@ -37,6 +38,16 @@ class RunConfig:
     """``untrained``: random directions; ``random-activations``: a dictionary of activations."""
 
     def __post_init__(self) -> None:
+        if self.name in ("", "..") or PurePath(self.name).name != self.name:
+            raise ConfigError(
+                f"{self.name!r} cannot be the name of a folder",
+                where="name",
+                fix="Give a name without slashes",
+            )
+        if self.n_features < 1:
+            raise ConfigError(
+                f"n_features is {self.n_features}", where=self.name, fix="Keep at least one feature"
+            )
         if self.learning_rate is not None and not self.learning_rate > 0:
             raise ConfigError(
                 f"learning_rate is {self.learning_rate}",
@@ -109,6 +120,12 @@ class TrainConfig:
             )
         if not 0 <= self.decay_share <= 1:
             raise ConfigError(f"decay_share is {self.decay_share}", fix="Give a share in [0, 1]")
+        if not self.clip_norm > 0:
+            raise ConfigError(f"clip_norm is {self.clip_norm}", fix="Give a number above zero")
+        for name in ("auxk_alpha", "warmup_steps", "n_dead_tokens", "checkpoint_seconds"):
+            value = getattr(self, name)
+            if value is not None and not value >= 0:
+                raise ConfigError(f"{name} is {value}", fix="Give zero or more")
 
     @property
     def n_steps(self) -> int:
@@ -118,7 +135,9 @@ class TrainConfig:
     @property
     def dead_after(self) -> int:
         """Tokens without firing after which a feature counts as dead."""
-        return self.n_dead_tokens or min(10_000_000, max(1, self.n_tokens // 10))
+        if self.n_dead_tokens is not None:
+            return self.n_dead_tokens
+        return min(10_000_000, max(1, self.n_tokens // 10))
 
     def rate_factor(self, step: int) -> float:
         """Learning rate of a step (from 0) as a share of its peak: warm-up, flat, decay."""
@@ -129,3 +148,7 @@ class TrainConfig:
         decay_steps = max(1, round(self.n_steps * self.decay_share))
         fall = min(1.0, (self.n_steps - step) / decay_steps)
         return rise * fall
+
+    def penalty_share(self, step: int) -> float:
+        """The sparsity penalty's weight at a step (from 0): it rises over the first 5 %."""
+        return min(1.0, (step + 1) / max(1, self.n_steps // 20))

@@ -21,15 +21,18 @@ from visae.models.layout import TokenPolicy
 from visae.progress import Progress, ProgressCallback, silent
 from visae.saes.checkpoint import Provenance, load_sae, read_sae_record, save_sae
 from visae.saes.sae import SAE
+from visae.storage.atomic import remove_leftovers
 from visae.storage.locks import exclusive
 from visae.storage.records import to_plain
 from visae.training.config import RunConfig, TrainConfig
 from visae.training.metrics import append_metrics, cut_metrics, read_metrics
 from visae.training.resume import (
     ResumePoint,
+    check_points,
     latest_common_step,
     read_point,
     remove_points,
+    require_recipe,
     write_point,
 )
 from visae.training.trainee import StepFigures, Trainee
@@ -37,14 +40,26 @@ from visae.training.trainee import StepFigures, Trainee
 __all__ = ["train"]
 
 
+class _Job(NamedTuple):
+    """One SAE to be made: its settings, its folder, and every setting that shapes it."""
+
+    run: RunConfig
+    folder: Path
+    recipe: dict[str, Any]
+
+
 class _Group(NamedTuple):
     """The SAEs in training and what they share."""
 
+    jobs: list[_Job]
     trainees: list[Trainee]
-    folders: list[Path]
-    recipes: list[dict[str, Any]]
     loader: ShuffledTokens
     config: TrainConfig
+
+    @property
+    def members(self) -> list[tuple[_Job, Trainee]]:
+        """Each job with its trainee."""
+        return list(zip(self.jobs, self.trainees, strict=True))
 
 
 def train(
@@ -66,20 +81,18 @@ def train(
         CheckpointError: when a folder holds a run with other settings (naming them).
     """
     _check_names(runs)
-    folders = [Path(out) / run.name for run in runs]
+    jobs = [_Job(run, Path(out) / run.name, _recipe(store, site, run, config)) for run in runs]
     with contextlib.ExitStack() as locks:
-        for folder in folders:
-            locks.enter_context(exclusive(folder))
-        recipes = [_recipe(store, site, run, config) for run in runs]
-        if not all(_is_finished(f, r) for f, r in zip(folders, recipes, strict=True)):
-            group = _prepare(store, site, runs, folders, recipes, config)
+        for job in jobs:
+            locks.enter_context(exclusive(job.folder))
+            remove_leftovers(job.folder)
+        open_jobs = [job for job in jobs if not _is_finished(job)]
+        if open_jobs:
+            group = _prepare(store, site, open_jobs, config)
             step = _start_or_resume(group)
             _optimise(group, step, progress)
             _save(store, site, group)
-    return [
-        load_sae(folder, kinds=[type(run.sparsity)])
-        for folder, run in zip(folders, runs, strict=True)
-    ]
+    return [load_sae(job.folder, kinds=[type(job.run.sparsity)]) for job in jobs]
 
 
 def _check_names(runs: Sequence[RunConfig]) -> None:
@@ -96,37 +109,27 @@ def _recipe(
     store: ActivationStore, site: str, run: RunConfig, config: TrainConfig
 ) -> dict[str, Any]:
     """Every setting that shapes the SAE, for its checkpoint and to recognise a resumed run."""
+    loop: dict[str, Any] = to_plain(config)
+    del loop["log_steps"], loop["checkpoint_seconds"]
     return {
         "store": store.digest,
         "site": site,
         "run": to_plain(run),
         "peak_learning_rate": run.peak_learning_rate(config.n_steps),
-        "loop": to_plain(config),
+        "loop": loop,
     }
 
 
-def _is_finished(folder: Path, recipe: dict[str, Any]) -> bool:
-    if not (folder / "sae.json").is_file():
+def _is_finished(job: _Job) -> bool:
+    """Whether the SAE is there, whole; a kill may have left its resume points behind."""
+    if not (job.folder / "sae.json").is_file():
         return False
-    found = read_sae_record(folder).provenance.recipe
-    changed = sorted(k for k in recipe if found.get(k) != recipe[k])
-    if changed:
-        raise ConfigError(
-            f"This folder holds an SAE trained with another {', '.join(changed)}",
-            where=folder,
-            fix="Choose another --out, or delete the folder",
-        )
+    require_recipe(job.folder, read_sae_record(job.folder).provenance.recipe, job.recipe)
+    remove_points(job.folder)
     return True
 
 
-def _prepare(
-    store: ActivationStore,
-    site: str,
-    runs: Sequence[RunConfig],
-    folders: list[Path],
-    recipes: list[dict[str, Any]],
-    config: TrainConfig,
-) -> _Group:
+def _prepare(store: ActivationStore, site: str, jobs: list[_Job], config: TrainConfig) -> _Group:
     statistics = store.statistics(site, config.tokens)
     mean, scale = statistics.mean.float(), torch.tensor(statistics.scale)
     loader = ShuffledTokens(
@@ -138,77 +141,99 @@ def _prepare(
         seed=config.data_seed,
     )
     trainees = []
-    for run in runs:
-        sae = SAE(run.sae_config(store.site(site).d_model))
+    for job in jobs:
+        sae = SAE(job.run.sae_config(store.site(site).d_model))
         sae.mean.copy_(mean)
         sae.scale.copy_(scale)
-        trainees.append(Trainee(sae, run, config))
-    return _Group(trainees, folders, recipes, loader, config)
+        trainees.append(Trainee(sae, job.run, config))
+    return _Group(jobs, trainees, loader, config)
 
 
 def _start_or_resume(group: _Group) -> int:
     """Bring the group to its last common resume point, or to its start; the steps done."""
-    step = latest_common_step(group.folders)
+    for job in group.jobs:
+        check_points(job.folder, recipe=job.recipe)
+    step = latest_common_step([job.folder for job in group.jobs])
     if step is None:
-        sample = next(iter(group.loader))
-        group.loader.state = LoaderState()
-        for trainee, folder in zip(group.trainees, group.folders, strict=True):
-            trainee.start(sample)
-            cut_metrics(folder, -1)
+        _start(group)
         return 0
-    for trainee, folder, recipe in zip(group.trainees, group.folders, group.recipes, strict=True):
-        point, state = read_point(folder, step, recipe=recipe)
+    for job, trainee in group.members:
+        point, state = read_point(job.folder, step)
         trainee.restore(state)
-        cut_metrics(folder, step)
+        cut_metrics(job.folder, step)
         group.loader.state = point.loader
     return step
+
+
+def _start(group: _Group) -> None:
+    """Begin anew: initialise every SAE from as many tokens as it has features, or one batch."""
+    sizes = [max(group.config.batch_size, job.run.n_features) for job in group.jobs]
+    sample = _first_tokens(group.loader, max(sizes))
+    for (job, trainee), size in zip(group.members, sizes, strict=True):
+        remove_points(job.folder)
+        trainee.start(sample[:size])
+        cut_metrics(job.folder, -1)
+
+
+def _first_tokens(loader: ShuffledTokens, n_tokens: int) -> Float[Tensor, "token d_model"]:
+    """The loader's first tokens, fewer if a pass has fewer; the loader is left at its start."""
+    batches: list[Tensor] = []
+    for batch in loader:
+        if loader.state.n_pass > 0:
+            break
+        batches.append(batch)
+        if len(batches) * batch.shape[0] >= n_tokens:
+            break
+    loader.state = LoaderState()
+    return torch.cat(batches)
 
 
 def _optimise(group: _Group, step: int, progress: ProgressCallback) -> None:
     """The loop: batches in, steps, figures, resume points."""
     config = group.config
-    learners = [trainee for trainee in group.trainees if trainee.run.control == "none"]
+    learners = [(job, trainee) for job, trainee in group.members if job.run.control == "none"]
     n_steps = config.n_steps if learners else 0
     batches = iter(group.loader)
     clock = _Clock(step)
     while step < n_steps:
         x = clock.wait(batches)
-        figures = [trainee.step(x, config.rate_factor(step)) for trainee in learners]
+        figures = [trainee.step(x, step) for _, trainee in learners]
         step += 1
         if step % config.log_steps == 0 or step == n_steps:
-            rate, wait_share = clock.lap(step, config.batch_size)
-            _log(group, step, figures, rate, wait_share)
+            pace = clock.lap(step, config.batch_size)
+            for (job, trainee), shown in zip(learners, figures, strict=True):
+                _log(job, trainee, config, step, shown, pace)
             _tell(progress, config, step, figures[0])
         if clock.is_due(config.checkpoint_seconds) and step < n_steps:
             _write_points(group, step)
 
 
 def _log(
-    group: _Group, step: int, figures: Sequence[StepFigures], rate: float, wait_share: float
+    job: _Job,
+    trainee: Trainee,
+    config: TrainConfig,
+    step: int,
+    shown: StepFigures,
+    pace: tuple[float, float],
 ) -> None:
-    """One line of metrics for each SAE that learns."""
-    learned = iter(figures)
-    for trainee, folder in zip(group.trainees, group.folders, strict=True):
-        if trainee.run.control != "none":
-            continue
-        shown = next(learned)
-        append_metrics(
-            folder,
-            {
-                "step": step,
-                "tokens": step * group.config.batch_size,
-                "loss": shown.loss,
-                "nmse": shown.nmse,
-                "explained_variance": 1.0 - shown.nmse,
-                "l0": shown.l0,
-                "auxk": shown.auxk,
-                "dead": int(trainee.dead.sum()),
-                "learning_rate": trainee.run.peak_learning_rate(group.config.n_steps)
-                * group.config.rate_factor(step - 1),
-                "tokens_per_second": rate,
-                "loader_wait_share": wait_share,
-            },
-        )
+    """One line of metrics for an SAE that learns."""
+    peak = job.run.peak_learning_rate(config.n_steps)
+    append_metrics(
+        job.folder,
+        {
+            "step": step,
+            "tokens": step * config.batch_size,
+            "loss": shown.loss,
+            "nmse": shown.nmse,
+            "explained_variance": 1.0 - shown.nmse,
+            "l0": shown.l0,
+            "auxk": shown.auxk,
+            "dead": int(trainee.dead.sum()),
+            "learning_rate": peak * config.rate_factor(step - 1),
+            "tokens_per_second": pace[0],
+            "loader_wait_share": pace[1],
+        },
+    )
 
 
 def _tell(progress: ProgressCallback, config: TrainConfig, step: int, shown: StepFigures) -> None:
@@ -218,31 +243,31 @@ def _tell(progress: ProgressCallback, config: TrainConfig, step: int, shown: Ste
 
 
 def _write_points(group: _Group, step: int) -> None:
-    state = group.loader.state
-    for trainee, folder, recipe in zip(group.trainees, group.folders, group.recipes, strict=True):
-        point = ResumePoint(step=step, loader=state, recipe=recipe)
-        write_point(folder, point, trainee.state())
+    for job, trainee in group.members:
+        point = ResumePoint(step=step, loader=group.loader.state, recipe=job.recipe)
+        write_point(job.folder, point, trainee.state())
 
 
 def _save(store: ActivationStore, site: str, group: _Group) -> None:
-    """Write every checkpoint, then drop the resume points."""
+    """Write every checkpoint, then drop its resume points."""
     reference = _reference_tokens(store, site, group.config.tokens)
-    for trainee, folder, recipe in zip(group.trainees, group.folders, group.recipes, strict=True):
-        learned = trainee.run.control == "none"
+    for job, trainee in group.members:
+        learned = job.run.control == "none"
         provenance = Provenance.of_store(
             store,
             site,
             tokens=group.config.tokens,
             n_tokens=group.config.n_steps * group.config.batch_size if learned else 0,
-            seed=trainee.run.seed,
-            control=trainee.run.control,
-            recipe=recipe,
+            seed=job.run.seed,
+            control=job.run.control,
+            recipe=job.recipe,
         )
-        last = read_metrics(folder)[-1] if learned else {}
+        last = read_metrics(job.folder)[-1] if learned else {}
         metrics = {k: v for k, v in last.items() if k in ("nmse", "l0", "dead", "loss")}
-        save_sae(trainee.sae, folder, provenance=provenance, reference=reference, metrics=metrics)
-    for folder in group.folders:
-        remove_points(folder)
+        save_sae(
+            trainee.sae, job.folder, provenance=provenance, reference=reference, metrics=metrics
+        )
+        remove_points(job.folder)
 
 
 def _reference_tokens(
@@ -251,7 +276,7 @@ def _reference_tokens(
     """Some tokens of the store's first images, for the checkpoint to prove itself on.
 
     Raises:
-        StoreError: when the store's first shard holds no image.
+        StoreError: when the store holds no image.
     """
     for index in range(store.n_shards):
         n_images = min(8, store.n_images_in_shard(index))

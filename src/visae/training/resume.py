@@ -15,10 +15,19 @@ from torch import Tensor
 from visae.activations.loaders import LoaderState
 from visae.errors import CheckpointError
 from visae.storage.atomic import write_text
+from visae.storage.differences import differences
 from visae.storage.records import from_plain, read_json, to_plain
 from visae.storage.tensors import read_tensors, write_tensors
 
-__all__ = ["ResumePoint", "latest_common_step", "read_point", "remove_points", "write_point"]
+__all__ = [
+    "ResumePoint",
+    "check_points",
+    "latest_common_step",
+    "read_point",
+    "remove_points",
+    "require_recipe",
+    "write_point",
+]
 
 _KEPT = 2
 
@@ -52,26 +61,44 @@ def latest_common_step(folders: Sequence[Path]) -> int | None:
     return max(common) if common else None
 
 
-def read_point(
-    folder: Path, step: int, *, recipe: dict[str, Any]
-) -> tuple[ResumePoint, dict[str, Tensor]]:
+def check_points(folder: Path, *, recipe: dict[str, Any]) -> None:
+    """Refuse a folder whose interrupted run was another one.
+
+    Raises:
+        CheckpointError: naming every setting that differs.
+    """
+    for step in _steps(folder)[-1:]:
+        require_recipe(folder, _read_json(folder, step).recipe, recipe)
+
+
+def require_recipe(folder: Path, found: dict[str, Any], recipe: dict[str, Any]) -> None:
+    """Refuse a folder that holds a run of another recipe.
+
+    Raises:
+        CheckpointError: naming every setting that differs.
+    """
+    if changed := differences(found, recipe, then="then"):
+        raise CheckpointError(
+            f"The run in this folder had other settings ({'; '.join(changed[:6])})",
+            where=folder,
+            fix="Give the same settings, choose another --out, or delete the folder",
+        )
+
+
+def read_point(folder: Path, step: int) -> tuple[ResumePoint, dict[str, Tensor]]:
     """A resume point and its tensors.
 
     Raises:
-        CheckpointError: when the run had other settings (naming them), or a file is damaged.
+        CheckpointError: when a file is missing or damaged.
     """
+    path = folder / "resume" / f"{step:08d}.safetensors"
+    return _read_json(folder, step), read_tensors(path, error=CheckpointError)
+
+
+def _read_json(folder: Path, step: int) -> ResumePoint:
     path = folder / "resume" / f"{step:08d}.json"
     data = read_json(path, error=CheckpointError)
-    point = from_plain(ResumePoint, data, where=path, error=CheckpointError)
-    changed = sorted(k for k in recipe if point.recipe.get(k) != recipe[k])
-    if changed:
-        what = "; ".join(f"{k}: {point.recipe.get(k)} then, {recipe[k]} now" for k in changed)
-        raise CheckpointError(
-            f"The interrupted run had other settings ({what})",
-            where=folder,
-            fix="Give the same settings to resume, or choose another --out",
-        )
-    return point, read_tensors(path.with_suffix(".safetensors"), error=CheckpointError)
+    return from_plain(ResumePoint, data, where=path, error=CheckpointError)
 
 
 def remove_points(folder: Path) -> None:

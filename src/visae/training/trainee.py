@@ -52,21 +52,28 @@ class Trainee:
         }
         initialise(self.sae, sample, rows=rows[self.run.control], seed=self.run.seed)
         with torch.no_grad():
-            pre = self.sae.pre_activations(self.sae.normalise(sample))
-            self._observe_threshold(self.sae.config.sparsity.select(pre).values)
+            first = self.sae.normalise(sample[: self._config.batch_size])
+            codes = self.sae.config.sparsity.select(self.sae.pre_activations(first))
+            self._observe_threshold(codes.values)
 
     @property
     def dead(self) -> Bool[Tensor, " feature"]:
         """Features that have not fired for long enough to count as dead."""
         return self.tokens_since_fired > self._config.dead_after
 
-    def step(self, x: Float[Tensor, "token d_model"], rate_factor: float) -> StepFigures:
-        """One optimisation step on a batch of raw activations.
+    def step(self, x: Float[Tensor, "token d_model"], number: int) -> StepFigures:
+        """The optimisation step of some number (from 0) on a batch of raw activations.
 
         Raises:
             StoreError: when the loss is not finite; the weights are those before the step.
         """
-        loss = batch_loss(self.sae, x, self.dead, auxk_alpha=self._config.auxk_alpha)
+        loss = batch_loss(
+            self.sae,
+            x,
+            self.dead,
+            auxk_alpha=self._config.auxk_alpha,
+            penalty_share=self._config.penalty_share(number),
+        )
         if not torch.isfinite(loss.total):
             raise StoreError(
                 f"The loss of {self.run.name} is {float(loss.total.detach())}",
@@ -75,13 +82,12 @@ class Trainee:
         self._optimiser.zero_grad()
         torch.autograd.backward(loss.total)
         self._project_and_clip()
-        self._set_rate(self._peak_rate * rate_factor)
+        self._set_rate(self._peak_rate * self._config.rate_factor(number))
         self._optimiser.step()
         self._renormalise()
         self._observe_threshold(loss.codes.values)
         self._observe_firing(loss.codes.features, x.shape[0])
-        spread = self.sae.normalise(x)
-        spread = (spread - spread.mean(0)).square().mean()
+        spread = x.var(dim=0, correction=0).mean() / self.sae.scale.square()
         return StepFigures(
             loss=float(loss.total.detach()),
             nmse=float(loss.reconstruction / spread),
