@@ -236,3 +236,13 @@ def test_a_splice_keeps_the_models_own_logits(tiny_vit):
     output = tiny_vit.resume(trace, "residual@1", trace.tokens["residual@1"])
     assert trace.output.logits is not None
     assert torch.equal(output.logits, trace.output.logits)
+
+
+def test_a_feature_without_a_direction_changes_nothing():
+    """A decoder row of zeros has no unit vector; what it would give must not reach the tokens."""
+    sae, x = make_sae(ReLU(l1=0.0)), activations()
+    with torch.no_grad():
+        sae.W_dec[3] = 0.0
+    found, push = edited(sae, x, EDITS[3], "all")
+    assert torch.equal(found, x)
+    assert not push.off_distribution.any()

@@ -60,6 +60,11 @@ def test_every_logit_is_there(written):
     assert [line["condition"] for line in rows[10:]] == ["baseline", "edit"]
     assert (rows[10]["measurement"], rows[10]["label"], rows[10]["row"]) == ("others", None, 1)
     assert torch.equal(torch.tensor(rows[11]["logits"]), others.edited[0])
+    logits = found.logits("target")
+    assert list(logits) == names
+    assert torch.equal(torch.from_numpy(logits["edit"]), target.edited)
+    assert torch.equal(torch.from_numpy(logits["matched features:17"]), target.controls[:, 2])
+    assert found.logits("nothing") == {}
 
 
 def test_a_damaged_table_is_refused(written):

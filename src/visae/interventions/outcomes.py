@@ -8,10 +8,14 @@ directions:7``), logits (one number a class; the metadata key ``visae`` names th
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
+import torch
+from jaxtyping import Float32
 
 from visae.errors import ExperimentError
 from visae.images.catalog import ImageTable
@@ -53,6 +57,14 @@ class OutcomeTable(NamedTuple):
     table: pa.Table
     """The rows."""
 
+    def logits(self, measurement: str) -> dict[str, Float32[np.ndarray, "image class"]]:
+        """The logits under each condition of a measurement, images in the order of the rows."""
+        chosen = self.table.filter(pc.field("measurement") == measurement)
+        flat = chosen.column("logits").combine_chunks().flatten().to_numpy()
+        logits = flat.reshape(-1, len(self.classes))
+        conditions = np.array(chosen.column("condition").to_pylist(), dtype=str)
+        return {name: logits[conditions == name] for name in dict.fromkeys(conditions.tolist())}
+
 
 def write_outcomes(
     path: Path,
@@ -68,7 +80,7 @@ def write_outcomes(
         pq.ParquetWriter(temporary, schema, write_page_checksum=True) as writer,
     ):
         for part in measured:
-            writer.write_table(pa.table(_columns(images, part), schema=schema))
+            writer.write_table(_rows(images, part).replace_schema_metadata(metadata))
 
 
 def read_outcomes(path: Path) -> OutcomeTable:
@@ -90,18 +102,25 @@ def read_outcomes(path: Path) -> OutcomeTable:
     return OutcomeTable(tuple(header["classes"]), table)
 
 
-def _columns(images: ImageTable, measured: MeasuredImages) -> dict[str, list[Any]]:
+def _rows(images: ImageTable, measured: MeasuredImages) -> pa.Table:
+    """The rows of one measurement: image after image, each under every condition."""
     effects, conditions = measured.effects, _conditions(measured.families)
-    columns: dict[str, list[Any]] = {column: [] for column in _SCHEMA.names}
-    for i, row in enumerate(effects.rows.tolist()):
-        logits = [effects.baseline[i], effects.edited[i], *effects.controls[i]]
-        columns["measurement"] += [measured.measurement] * len(conditions)
-        columns["content_id"] += [images.content_ids[row]] * len(conditions)
-        columns["row"] += [row] * len(conditions)
-        columns["label"] += [images.labels[row]] * len(conditions)
-        columns["condition"] += conditions
-        columns["logits"] += [value.tolist() for value in logits]
-    return columns
+    logits = torch.cat(
+        [effects.baseline.unsqueeze(1), effects.edited.unsqueeze(1), effects.controls], dim=1
+    )
+    n_images, n_conditions, n_classes = logits.shape
+    image_of_row = [row for row in effects.rows.tolist() for _ in conditions]
+    values = pa.array(logits.float().flatten().numpy())
+    offsets = np.arange(0, (n_images * n_conditions + 1) * n_classes, n_classes, dtype=np.int32)
+    columns = {
+        "measurement": [measured.measurement] * len(image_of_row),
+        "content_id": [images.content_ids[row] for row in image_of_row],
+        "row": image_of_row,
+        "label": [images.labels[row] for row in image_of_row],
+        "condition": conditions * n_images,
+        "logits": pa.ListArray.from_arrays(offsets, values),
+    }
+    return pa.table(columns, schema=_SCHEMA)
 
 
 def _conditions(families: Sequence[ControlFamily]) -> list[str]:

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float64
 
 from visae.errors import ExperimentError
-from visae.interventions.outcomes import OutcomeTable, read_outcomes
+from visae.interventions.outcomes import read_outcomes
 from visae.interventions.registry import check_registration, read_registration
 from visae.interventions.result import ExperimentResult
 from visae.interventions.spec import ExperimentSpec, read_spec, spec_hash
@@ -41,7 +41,11 @@ def verify_experiment(folder: Path) -> ExperimentResult:
     outcomes = read_outcomes(folder / "outcomes.parquet")
     class_name, measure = spec.outcome.class_name, spec.outcome.measure
     _require(class_name in outcomes.classes, "outcomes", folder)
-    found = _outcomes(outcomes, outcomes.classes.index(class_name), measure)
+    index = outcomes.classes.index(class_name)
+    found = {
+        name: read_outcome(torch.from_numpy(logits), index, measure).numpy()
+        for name, logits in outcomes.logits("target").items()
+    }
     _require(_agree(found, result), "outcomes", folder)
     return result
 
@@ -64,20 +68,6 @@ def _agree(found: dict[str, Float64[np.ndarray, " image"]], result: ExperimentRe
 
 def _hash(spec: ExperimentSpec, result: ExperimentResult) -> str:
     return spec_hash(spec, sae_sha256=result.sae_sha256, store_digest=result.store_digest)
-
-
-def _outcomes(
-    outcomes: OutcomeTable, index: int, measure: str
-) -> dict[str, Float64[np.ndarray, " image"]]:
-    """The measured outcome of each target image under each condition, in the order of the rows."""
-    logits: dict[str, list[list[float]]] = {}
-    for line in outcomes.table.to_pylist():
-        if line["measurement"] == "target":
-            logits.setdefault(line["condition"], []).append(line["logits"])
-    return {
-        name: read_outcome(torch.tensor(rows), index, measure).numpy()
-        for name, rows in logits.items()
-    }
 
 
 def _require(agrees: bool, name: str, folder: Path) -> None:
