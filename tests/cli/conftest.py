@@ -143,6 +143,16 @@ def own_workspace(workspace, tmp_path):
 
 
 @pytest.fixture
+def no_page(monkeypatch):
+    """Leave out the page that ``intervene`` writes after the result: drawing takes a second."""
+    from visae.reports import experiment_page
+
+    monkeypatch.setattr(
+        experiment_page, "write_experiment_report", lambda folder, *_: folder / "report.html"
+    )
+
+
+@pytest.fixture
 def visae(capsys):
     """Run the program; gives its exit code, standard output and standard error."""
 

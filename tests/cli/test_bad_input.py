@@ -413,6 +413,7 @@ def test_specs_that_cannot_be_run(fails, write_spec, own_workspace, old, new, sa
     assert not (own_workspace / "x" / "registration.json").exists()
 
 
+@pytest.mark.usefixtures("no_page")
 def test_confirmation_images_that_chose_the_feature(fails, visae, write_spec, own_workspace):
     sae, store = own_workspace / "saes" / "first", own_workspace / "activations" / "photos"
     chosen = '[selection]\nkind = "feature"\nfeature = {}\nchosen_from = "../features/first@photos"'
@@ -439,6 +440,7 @@ def test_confirmation_images_that_chose_the_feature(fails, visae, write_spec, ow
     assert "[confirmatory]" in text
 
 
+@pytest.mark.usefixtures("no_page")
 def test_a_finished_result_is_kept(fails, visae, write_spec, own_workspace):
     out = own_workspace / "experiments" / "red"
     assert visae("intervene", write_spec(), "--out", out)[0] == 0

@@ -151,6 +151,7 @@ def test_intervene_report_and_doctor(visae, own_workspace):
     assert "BAD" not in said
 
 
+@pytest.mark.usefixtures("no_page")
 def test_intervene_in_two_steps(visae, own_workspace):
     spec, out = own_workspace / "specs" / "red.toml", own_workspace / "experiments" / "red"
     code, said, _ = visae("intervene", spec, "--out", out, "--register-only")
@@ -164,6 +165,7 @@ def test_intervene_in_two_steps(visae, own_workspace):
     assert (result.status, result.registered_at) == ("confirmatory", registration.registered_at)
 
 
+@pytest.mark.usefixtures("no_page")
 def test_what_moved_can_be_named(visae, own_workspace, home, tmp_path):
     """Photos and weights recorded elsewhere: the verbs that need them say how to give them."""
     shutil.copytree(home / "photos", tmp_path / "moved")
