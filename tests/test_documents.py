@@ -21,9 +21,10 @@ from visae.training.loop import train
 ROOT = Path(__file__).parents[1]
 
 
-def blocks(path: Path) -> list[str]:
-    """The Python blocks of a Markdown file."""
-    return re.findall(r"^```python\n(.*?)^```", path.read_text(encoding="utf-8"), re.M | re.S)
+def blocks(path: Path, language: str = "python") -> list[str]:
+    """The blocks of a language in a Markdown file."""
+    text = path.read_text(encoding="utf-8")
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.M | re.S)
 
 
 def swap(code: str, *pairs: tuple[str, str]) -> str:
@@ -46,11 +47,14 @@ def test_the_readme_example_runs(
     network = timm.create_model("vit_tiny_patch16_224", img_size=64, num_classes=0)
     save_file(network.state_dict(), "tiny.safetensors")
     generator = np.random.default_rng(0)
-    for name, colour in (("dog", 40), ("cat", 200)):
+    for name, colour in (("dog", 20), ("cat", 80)):
         (tmp_path / "photos" / name).mkdir(parents=True)
         for index in range(30):
-            pixels = generator.integers(0, 56, (64, 64, 3), dtype=np.uint8) + np.uint8(colour)
+            blocks_of_colour = generator.integers(0, 56, (8, 8, 3), dtype=np.uint8) * 3
+            pixels = np.kron(blocks_of_colour, np.ones((8, 8, 1), np.uint8)) + np.uint8(colour)
             Image.fromarray(pixels).save(tmp_path / "photos" / name / f"{index}.png")
+    (spec,) = blocks(ROOT / "README.md", "toml")
+    (tmp_path / "dogs.toml").write_text(spec, encoding="utf-8")
     (code,) = blocks(ROOT / "README.md")
     assert len(code.splitlines()) <= 20
     hub = 'model="vit_small_patch14_dinov2.lvd142m", image_size=224'
