@@ -192,3 +192,9 @@ def test_a_union_takes_the_first_member_that_fits():
 def test_a_tag_chooses_its_dataclass():
     assert accepted(Ablate | Steer, {"kind": "push"}) == Steer(kind="push")
     assert accepted(Ablate | Steer | None, None) is None
+
+
+def test_a_mapping_is_guarded_however_often_its_type_was_read():
+    for _ in range(2):
+        assert refusal(dict[str, bool], {"a": True, "b": 1}) == "key.b: 1 is not true or false"
+        assert refusal(dict[str, bool], [1]) == "key: [1] is not a table of keys"

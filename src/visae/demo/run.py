@@ -58,6 +58,7 @@ __all__ = ["run_demo"]
 _SITE = "residual@9"
 _FEATURES_PER_DIMENSION = 8
 _N_TOKENS = 1_000_000
+_BATCH_SIZE = 4096
 _SMALLEST_EFFECT = 0.02
 _HUB_MODEL = ModelConfig(
     model="timm/vit_small_patch14_dinov2.lvd142m", image_size=112, title="DINOv2 ViT-S/14"
@@ -167,7 +168,7 @@ def _train(demo: _Demo, store: ActivationStore) -> None:
             _SITE,
             runs,
             demo.workspace / "saes",
-            config=TrainConfig(n_tokens=_N_TOKENS),
+            config=TrainConfig(n_tokens=_N_TOKENS, batch_size=_BATCH_SIZE),
             progress=demo.progress,
         )
         demo.say(f"{len(saes)} SAEs in {demo.workspace / 'saes'}")

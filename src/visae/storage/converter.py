@@ -16,7 +16,12 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from cattrs import BaseValidationError, Converter
-from cattrs.cols import homogenous_tuple_structure_factory, is_sequence, list_structure_factory
+from cattrs.cols import (
+    homogenous_tuple_structure_factory,
+    is_sequence,
+    list_structure_factory,
+    mapping_structure_factory,
+)
 
 from visae.errors import nearest_names
 
@@ -199,6 +204,14 @@ def _is_mapping(target: Any) -> bool:
     return isinstance(origin, type) and issubclass(origin, Mapping)
 
 
+def _plain_mapping(target: Any, converter: Converter) -> Hook:
+    """A mapping's own hook, which the converter's method would also register unguarded."""
+    hook: Hook = mapping_structure_factory(
+        target, converter, detailed_validation=converter.detailed_validation
+    )
+    return hook
+
+
 def _name(member: Any) -> str:
     return str(getattr(member, "__name__", member))
 
@@ -214,7 +227,7 @@ _FACTORIES: tuple[tuple[Callable[[Any], bool], HookFactory], ...] = (
     (_is_fixed_tuple, _guarded(_fixed_tuple, list | tuple, "a list")),
     (
         _is_mapping,
-        _guarded(lambda t, c: c.gen_structure_mapping(t), Mapping, "a table of keys"),
+        _guarded(_plain_mapping, Mapping, "a table of keys"),
     ),
     (
         dataclasses.is_dataclass,
