@@ -91,7 +91,7 @@ def auxk_loss(
     kept = pre.topk(k_aux, dim=1, sorted=False)
     excited = torch.zeros_like(pre).scatter(1, kept.indices, kept.values.relu())
     error = mse_loss(excited @ w_dec, residual)
-    spread = residual.var(dim=0, correction=0).mean()
+    spread = mse_loss(residual, residual.mean(dim=0).expand_as(residual))
     # all tokens left with one error: nothing to explain, and a quotient by rounding or by zero
     has_spread = spread > _LEAST_SPREAD * residual.square().mean()
     return error / torch.where(has_spread, spread, torch.inf)

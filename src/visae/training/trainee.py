@@ -5,6 +5,7 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+from torch.nn.functional import mse_loss
 
 from visae.errors import StoreError
 from visae.saes.initialise import Rows, initialise
@@ -87,7 +88,7 @@ class Trainee:
         self._renormalise()
         self._observe_threshold(loss.codes.values)
         self._observe_firing(loss.codes.features, x.shape[0])
-        spread = x.var(dim=0, correction=0).mean() / self.sae.scale.square()
+        spread = mse_loss(x, x.mean(dim=0).expand_as(x)) / self.sae.scale.square()
         return StepFigures(
             loss=float(loss.total.detach()),
             nmse=float(loss.reconstruction / spread),
