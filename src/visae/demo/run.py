@@ -57,7 +57,7 @@ __all__ = ["run_demo"]
 
 _SITE = "residual@9"
 _FEATURES_PER_DIMENSION = 8
-_N_TOKENS = 1_000_000
+_N_TOKENS = 800_000
 _BATCH_SIZE = 4096
 _SMALLEST_EFFECT = 0.02
 _HUB_MODEL = ModelConfig(
