@@ -23,6 +23,7 @@ from visae.demo.backbone import backbone_config, write_backbone
 from visae.demo.photographs import write_photographs
 from visae.errors import ConfigError
 from visae.evaluation.card import evaluate
+from visae.evaluation.config import EvaluateConfig
 from visae.evaluation.fidelity import ImageScore
 from visae.features.build import build_index
 from visae.features.config import IndexConfig
@@ -57,7 +58,7 @@ __all__ = ["run_demo"]
 
 _SITE = "residual@9"
 _FEATURES_PER_DIMENSION = 8
-_N_TOKENS = 800_000
+_N_TOKENS = 600_000
 _BATCH_SIZE = 4096
 _SMALLEST_EFFECT = 0.02
 _HUB_MODEL = ModelConfig(
@@ -180,6 +181,7 @@ def _evaluate(demo: _Demo, store: ActivationStore, model: VisionModel) -> None:
         card = evaluate(
             folder,
             store,
+            config=EvaluateConfig(n_spliced_images=128),
             model=model,
             source=store.source(),
             score=_correctness(demo, store, model),
@@ -263,7 +265,7 @@ def _screen(demo: _Demo, store: ActivationStore, model: VisionModel) -> list[Cla
     probe = _probe(demo, store, model)
     laboratory = Laboratory(store, store.source(), model, _SITE, sae, probe)
     best = best_features(profiles, [store.images.labels[row] for row in rows])
-    return screen_classes(laboratory, profiles, best, progress=demo.progress)
+    return screen_classes(laboratory, profiles, best, n_images=20, progress=demo.progress)
 
 
 def _candidate_table(candidates: list[ClassCandidate], chosen: ClassCandidate) -> Any:
@@ -291,7 +293,7 @@ def _spec(demo: _Demo, store: ActivationStore, chosen: ClassCandidate) -> Experi
         selection=BestForClass(class_name=name),
         outcome=OutcomeConfig(class_name=name),
         prediction=Prediction(direction="decrease", smallest_effect=_SMALLEST_EFFECT),
-        doses=DosesConfig(n_images=40),
+        doses=DosesConfig(n_images=24),
     )
 
 
