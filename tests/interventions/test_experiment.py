@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from scipy import stats
+from sklearn.metrics import average_precision_score
 
 from visae.errors import CheckpointError, ExperimentError, FeatureIndexError, StoreError
 from visae.features.build import build_index
@@ -89,6 +90,14 @@ class Outcomes:
         return names, np.stack([self.change(c) for c in names], axis=1)
 
 
+def score_on(lab, feature, side):
+    """scikit-learn's average precision of a feature for red, on one side."""
+    rows = [i for i, s in enumerate(lab.store.images.sides()) if s == side]
+    x = lab.store.shard("residual@0", 0, "patches").activations[rows]
+    largest = lab.sae.encode(x.flatten(0, 1))[:, feature].reshape(len(rows), 16).max(1).values
+    return average_precision_score([lab.store.images.labels[i] == "red" for i in rows], largest)
+
+
 # What is found
 
 
@@ -116,6 +125,12 @@ def test_a_feature_that_does_not_matter_is_never_supported(planted_lab, discover
         assert result.edit_size.n_images_changed > 10
         assert result.status == "confirmatory"
         assert result.verdict.label in ("refuted", "inconclusive")
+        assert score_on(planted_lab, feature, "confirmation") == pytest.approx(
+            result.selection.confirmation_score
+        )
+        assert score_on(planted_lab, feature, "discovery") != pytest.approx(
+            result.selection.confirmation_score
+        )
 
 
 def test_a_feature_chosen_with_shuffled_labels_is_not_supported(planted_lab, discovery_index):
