@@ -125,7 +125,7 @@ def test_no_other_common_feature_passes_for_it(lab):
 def test_the_report_shows_the_verdict_and_the_doctor_is_content(lab):
     text = write_report(lab.folder / "experiments" / "red", lab.folder / "report").read_text()
     assert lab.result.hypothesis in text
-    assert "relative to its controls the edit changes" in text
+    assert "its controls the edit changes the outcome by" in text
     assert all(finding.is_fine for finding in examine(lab.folder))
 
 
