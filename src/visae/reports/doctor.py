@@ -103,10 +103,12 @@ def _finding(folder: Path, check: Callable[[Path], str]) -> Finding:
 def _check_store(folder: Path) -> str:
     store = ActivationStore(folder)
     store.verify()
+    found = {site: store.statistics(site) for site in store.sites}
     statistics = [
-        f"{site} (‖x‖ median {store.statistics(site).norm_quantile(0.5):.3g}, "
-        f"{len(store.statistics(site).outlier_dimensions)} outlier dimensions)"
-        for site in store.sites
+        f"{site} (‖x‖ median {each.norm_quantile(0.5):.3g}, "
+        f"{len(each.outlier_dimensions)} outlier dimensions, "
+        f"rounding error {each.rounding_error:.2g} of the spread)"
+        for site, each in found.items()
     ]
     return f"store of {store.n_images:,} images, every checksum right; {'; '.join(statistics)}"
 
