@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from visae.errors import StoreError
 from visae.images.catalog import ImageTable, Skipped, write_skipped
+from visae.images.source import ImageEntry
 from visae.images.splits import split_sides
 from visae.storage.hashing import hash_bytes
 
@@ -44,6 +45,46 @@ def test_writing_and_reading_are_inverse(tmp_path_factory, found):
     assert len(table) == len(found)
 
 
+@settings(max_examples=30)
+@given(names=st.lists(text, unique=True, max_size=3), data=st.data())
+def test_masks_and_metadata_are_written_and_read(tmp_path_factory, names, data):
+    cells = st.tuples(*[st.none() | text] * 3)
+    table = dataclasses.replace(
+        table_of(*[(f"c{i}", f"{i}.png", None, None) for i in range(3)]),
+        mask_ids=data.draw(st.just(()) | cells),
+        metadata={name: data.draw(cells) for name in names},
+    )
+    path = tmp_path_factory.mktemp("table") / "images.parquet"
+    table.write(path)
+    found = ImageTable.read(path)
+    assert found == table
+    assert list(found.metadata) == names
+
+
+def test_a_table_of_images_that_were_read():
+    entries = [
+        ImageEntry(ref="a.png", label="owl", metadata={"site": "x", "label": "y"}),
+        ImageEntry(ref="b.png", group="g", metadata={"site": None, "label": "z"}),
+    ]
+    table = ImageTable.of(zip(entries, ["c1", "c2"], [None, "m"], strict=True))
+    assert table.content_ids == ("c1", "c2")
+    assert table.mask_ids == (None, "m")
+    assert table.metadata == {"site": ("x", None), "label": ("y", "z")}
+    assert [table.entry(row) for row in (0, 1)] == entries
+    assert ImageTable.of([(entries[0], "c1", None)]).mask_ids == ()
+
+
+def test_rows_are_taken_with_all_their_columns(table):
+    full = dataclasses.replace(
+        table, mask_ids=("m0", None, "m2", "m3"), metadata={"site": ("s0", "s1", "s2", "s3")}
+    )
+    taken = full.take([2, 0])
+    assert (taken.content_ids, taken.refs) == (("c1", "c1"), ("c.png", "a.png"))
+    assert (taken.labels, taken.groups) == (("cat", "owl"), (None, None))
+    assert (taken.mask_ids, taken.metadata) == (("m2", "m0"), {"site": ("s2", "s0")})
+    assert table.take([]) == ImageTable.of([])
+
+
 def test_the_file_has_the_four_columns_and_names_its_kind(table, tmp_path):
     table.write(tmp_path / "images.parquet")
     stored = pq.read_table(tmp_path / "images.parquet")
@@ -73,8 +114,10 @@ def test_sides_are_those_of_split_sides(table):
 
 
 def test_columns_of_different_lengths_are_refused(table):
-    with pytest.raises(StoreError, match=r"different lengths \[3, 4\]"):
-        dataclasses.replace(table, refs=("a", "b", "c"))
+    three = ("a", "b", "c")
+    for wrong in ({"refs": three}, {"mask_ids": three}, {"metadata": {"site": three}}):
+        with pytest.raises(StoreError, match=r"different lengths \[3, 4\]"):
+            dataclasses.replace(table, **wrong)
 
 
 def damaged(path, what):
@@ -120,6 +163,15 @@ def test_other_columns_are_refused(table, tmp_path):
     path = tmp_path / "images.parquet"
     table.write(path)
     pq.write_table(pq.read_table(path).drop_columns(["group"]), path)
+    damaged(path, "not visae's table of images")
+
+
+@pytest.mark.parametrize("name", ["site", "mask_ids", "metadatum.site"])
+def test_unknown_columns_are_refused(table, tmp_path, name):
+    path = tmp_path / "images.parquet"
+    table.write(path)
+    stored = pq.read_table(path)
+    pq.write_table(stored.append_column(name, stored.column("label")), path)
     damaged(path, "not visae's table of images")
 
 

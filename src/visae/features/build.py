@@ -123,7 +123,7 @@ def _prepare(
     """Which images the index looks at, and what it will say of itself when finished."""
     indexed = _indexed_images(store, config)
     rows = indexed.nonzero().flatten().tolist()
-    images = _table_rows(store.images, rows)
+    images = store.images.take(rows)
     sae = read_sae_record(sae_folder)
     plan = IndexRecord(
         visae_version=visae.__version__,
@@ -165,16 +165,6 @@ def _indexed_images(store: ActivationStore, config: IndexConfig) -> Bool[torch.T
             fix="Record more images, or give a smaller confirmation_share",
         )
     return indexed
-
-
-def _table_rows(table: ImageTable, rows: Sequence[int]) -> ImageTable:
-    """Some rows of a table of images."""
-    return ImageTable(
-        **{
-            field.name: tuple(getattr(table, field.name)[row] for row in rows)
-            for field in dataclasses.fields(ImageTable)
-        }
-    )
 
 
 def _begin(out: Path, plan: IndexRecord) -> IndexRecord:

@@ -1,11 +1,13 @@
 """The ``ImageSource`` extension point: anything that lists images and hands out pixels.
 
 A source lists ``ImageEntry`` rows in a fixed order and loads one at a time as upright RGB pixels
-with a content id. ``visae.images.open_images`` turns what a user types after ``--images`` into one.
+with a content id, and with a mask where it is a ``MaskedSource``. ``visae.images.open_images``
+turns what a user types after ``--images`` into one. Sources are picklable and may be used by forked
+processes and by several threads at once.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
 from visae.errors import ImageError
@@ -13,7 +15,7 @@ from visae.errors import ImageError
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["ImageEntry", "ImageSource", "LoadedImage", "row_number"]
+__all__ = ["ImageEntry", "ImageSource", "LoadedImage", "MaskedSource", "row_number"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,6 +28,8 @@ class ImageEntry:
     """Name of its class, where the source has one."""
     group: str | None = None
     """What must not be divided by a split (patient, site, species), where the source has one."""
+    metadata: Mapping[str, str | None] = dataclasses.field(default_factory=dict, hash=False)
+    """Whatever else the source says of it, by name, as text; the names are those of every entry."""
 
 
 class LoadedImage(NamedTuple):
@@ -35,6 +39,15 @@ class LoadedImage(NamedTuple):
     """SHA-256 of the stored bytes (of the pixels, where a source stores no bytes per image)."""
     pixels: "Image.Image"
     """Upright, 8-bit RGB."""
+    mask: "Image.Image | None" = None
+    """Class value of each pixel (mode "I", the size of ``pixels``), −1 where the value is ignored;
+    None where the image has no mask."""
+    mask_id: str | None = None
+    """SHA-256 of the mask's stored bytes. The content id leaves the mask out, so that one image has
+    one side of a split, whoever drew its mask."""
+    entry: ImageEntry | None = None
+    """What reading the image told about it, in place of the listed entry; None where the listed one
+    is right. Only streams, which cannot know a label before they read it, give one."""
 
 
 @runtime_checkable
@@ -55,6 +68,19 @@ class ImageSource(Protocol):
         Raises:
             ImageError: when this image is missing, corrupt, truncated or too large; the message
                 is the reason written to ``skipped.csv``.
+        """
+
+
+@runtime_checkable
+class MaskedSource(ImageSource, Protocol):
+    """A source whose images carry masks of class values."""
+
+    @property
+    def mask_classes(self) -> Mapping[int, str]:
+        """Name of each class value, without the ignored ones.
+
+        Empty where the source names none: each value that occurs is then a class of its own, named
+        by its number.
         """
 
 

@@ -1,7 +1,7 @@
 """From an image to the pixels a model sees, in two steps so that the second can be shown.
 
-``view`` resizes and crops to exactly what the model looks at (heat maps are drawn on it);
-``pixels`` normalises views into a batch.
+``view`` resizes and crops to exactly what the model looks at (heat maps are drawn on it), and
+``mask_view`` does the same to a mask of classes; ``pixels`` normalises views into a batch.
 """
 
 import dataclasses
@@ -58,6 +58,20 @@ class Preprocessing:
         Raises:
             ImageError: when the image is so elongated that scaling it would fill the memory.
         """
+        return self._scale_and_crop(image, self.interpolation)
+
+    def mask_view(self, mask: "Image.Image") -> "Image.Image":
+        """The part of a mask that lies on ``view`` of its image, value by value.
+
+        The geometry is that of ``view``; each pixel takes the value at its centre, so that no value
+        arises that the mask does not hold.
+
+        Raises:
+            ImageError: as ``view``.
+        """
+        return self._scale_and_crop(mask, "nearest")
+
+    def _scale_and_crop(self, image: "Image.Image", interpolation: Interpolation) -> "Image.Image":
         from PIL import Image
 
         height, width = self.size
@@ -68,7 +82,7 @@ class Preprocessing:
                 where=f"{image.width} × {image.height} pixels",
                 fix="Crop or remove it",
             )
-        scaled = image.resize((columns, rows), Image.Resampling[self.interpolation.upper()])
+        scaled = image.resize((columns, rows), Image.Resampling[interpolation.upper()])
         left, top = round((columns - width) / 2), round((rows - height) / 2)
         return scaled.crop((left, top, left + width, top + height))
 
