@@ -257,3 +257,36 @@ def test_the_untrained_control_is_random(planted):
         rows.append(trainee.sae.W_dec.detach().clone())
     assert torch.equal(rows[0], rows[1])
     assert torch.equal(rows[0], rows[2])
+
+
+@pytest.mark.parametrize(
+    ("control", "kept"),
+    [("frozen-decoder", {"W_dec", "b_dec"}), ("frozen-encoder", {"W_enc", "b_enc"})],
+)
+@pytest.mark.parametrize("sparsity", KINDS.values(), ids=KINDS)
+def test_a_frozen_half_keeps_its_random_start_bit_for_bit(planted, control, kept, sparsity):
+    stream = batches(planted, 12)
+    trainee = make_trainee(planted, sparsity, control=control)
+    trainee.start(stream[0])
+    untrained = make_trainee(planted, sparsity, control="untrained")
+    untrained.start(stream[0])
+    figures = [trainee.step(x, number) for number, x in enumerate(stream)]
+    start = dict(untrained.sae.named_parameters())
+    for name, parameter in trainee.sae.named_parameters():
+        assert torch.equal(parameter, start[name]) == (name in kept), name
+    assert figures[-1].nmse < figures[0].nmse
+
+
+@pytest.mark.parametrize("control", ["frozen-decoder", "frozen-encoder"])
+def test_a_frozen_half_stays_so_after_resuming(planted, control):
+    stream = batches(planted, 8)
+    first = make_trainee(planted, BatchTopK(k=4), control=control)
+    first.start(stream[0])
+    for number, x in enumerate(stream[:4]):
+        first.step(x, number)
+    state = {name: tensor.clone() for name, tensor in first.state().items()}
+    second = make_trainee(planted, BatchTopK(k=4), control=control)
+    second.restore(state)
+    for number, x in enumerate(stream[4:], start=4):
+        assert first.step(x, number) == second.step(x, number)
+    assert all(torch.equal(second.state()[name], t) for name, t in first.state().items())

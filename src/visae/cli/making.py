@@ -108,8 +108,10 @@ class TrainCommand:
     """Nested prefixes of the features must reconstruct too."""
     seeds: tuple[int, ...] = (0,)
     """One SAE a seed, all from one pass over the data."""
-    control: Literal["none", "untrained", "random-activations"] = "none"
-    """Make a control instead: random directions, or a dictionary of activations."""
+    control: Literal[
+        "none", "untrained", "frozen-decoder", "frozen-encoder", "random-activations"
+    ] = "none"
+    """Make a control instead: random directions, or random in one half only, or activations."""
     tokens: Literal["patches", "special", "all"] = "patches"
     """Which of the recorded tokens to train on."""
     n_tokens: int | None = None

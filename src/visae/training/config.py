@@ -15,7 +15,7 @@ __all__ = ["Control", "RunConfig", "TrainConfig"]
 _LONG_RUN_STEPS = 20_000
 _MOST_HASTE = 16.0
 
-Control = Literal["none", "untrained", "random-activations"]
+Control = Literal["none", "untrained", "frozen-decoder", "frozen-encoder", "random-activations"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,7 +35,8 @@ class RunConfig:
     learning_rate: float | None = None
     """Peak learning rate; without it, chosen by ``peak_learning_rate``."""
     control: Control = "none"
-    """``untrained``: random directions; ``random-activations``: a dictionary of activations."""
+    """``untrained``: random directions; ``random-activations``: a dictionary of activations;
+    ``frozen-decoder``, ``frozen-encoder``: random directions there, and only the rest learns."""
 
     def __post_init__(self) -> None:
         if self.name in ("", "..") or PurePath(self.name).name != self.name:
@@ -54,6 +55,11 @@ class RunConfig:
                 where=self.name,
                 fix="Give a number above zero, or none for the default",
             )
+
+    @property
+    def learns(self) -> bool:
+        """Whether any of its weights are trained."""
+        return self.control not in ("untrained", "random-activations")
 
     def peak_learning_rate(self, n_steps: int) -> float:
         """The learning rate in force after warm-up, in a run of so many steps.

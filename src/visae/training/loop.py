@@ -191,7 +191,7 @@ def _first_tokens(loader: ShuffledTokens, n_tokens: int) -> Float[Tensor, "token
 def _optimise(group: _Group, step: int, progress: ProgressCallback) -> None:
     """The loop: batches in, steps, figures, resume points."""
     config = group.config
-    learners = [(job, trainee) for job, trainee in group.members if job.run.control == "none"]
+    learners = [(job, trainee) for job, trainee in group.members if job.run.learns]
     n_steps = config.n_steps if learners else 0
     batches = iter(group.loader)
     clock = _Clock(step)
@@ -252,7 +252,7 @@ def _save(store: ActivationStore, site: str, group: _Group) -> None:
     """Write every checkpoint, then drop its resume points."""
     reference = _reference_tokens(store, site, group.config.tokens)
     for job, trainee in group.members:
-        learned = job.run.control == "none"
+        learned = job.run.learns
         provenance = Provenance.of_store(
             store,
             site,

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
 from visae.errors import StoreError
@@ -36,7 +36,7 @@ class Trainee:
 
     def __init__(self, sae: SAE, run: RunConfig, config: TrainConfig) -> None:
         self.sae, self.run, self._config = sae, run, config
-        self._parameters = [sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec]
+        self._parameters = _freeze(sae, run.control)
         self._peak_rate = run.peak_learning_rate(config.n_steps)
         self._optimiser = torch.optim.Adam(
             self._parameters, lr=self._peak_rate, eps=6.25e-10, fused=True
@@ -49,6 +49,8 @@ class Trainee:
         rows: dict[Control, Rows] = {
             "none": "mixed",
             "untrained": "random",
+            "frozen-decoder": "random",
+            "frozen-encoder": "random",
             "random-activations": "data",
         }
         initialise(self.sae, sample, rows=rows[self.run.control], seed=self.run.seed)
@@ -132,7 +134,8 @@ class Trainee:
 
     @torch.no_grad()
     def _renormalise(self) -> None:
-        self.sae.W_dec.div_(self.sae.W_dec.norm(dim=1, keepdim=True).clamp_min(1e-12))
+        if self.sae.W_dec.requires_grad:
+            self.sae.W_dec.div_(self.sae.W_dec.norm(dim=1, keepdim=True).clamp_min(1e-12))
 
     @torch.no_grad()
     def _observe_threshold(self, values: Float[Tensor, " entry"]) -> None:
@@ -151,3 +154,14 @@ class Trainee:
     def _observe_firing(self, features: Tensor, n_tokens: int) -> None:
         self.tokens_since_fired += n_tokens
         self.tokens_since_fired.index_fill_(0, features, 0)
+
+
+def _freeze(sae: SAE, control: Control) -> list[nn.Parameter]:
+    """Exclude from training what a control keeps as it starts; the parameters that learn."""
+    kept = {
+        "frozen-decoder": (sae.W_dec, sae.b_dec),
+        "frozen-encoder": (sae.W_enc, sae.b_enc),
+    }
+    for parameter in kept.get(control, ()):
+        parameter.requires_grad_(False)
+    return [parameter for parameter in sae.parameters() if parameter.requires_grad]
