@@ -74,6 +74,9 @@ class TableModel:
     def d_model(self, site):
         return self.tables[site].shape[2]
 
+    def tokens(self, pixels, sites):
+        return self.trace(pixels, sites).tokens
+
     def trace(self, pixels, sites):
         from visae.models.protocol import Output, Trace
 
@@ -129,7 +132,7 @@ def make_vit():
         import torch
         from timm.models.vision_transformer import VisionTransformer
 
-        from visae.models.timm_models import TimmModel
+        from visae.models.timm_models import timm_model
 
         shape = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 2}
         with torch.random.fork_rng():
@@ -141,7 +144,7 @@ def make_vit():
         mean_and_std = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.25, 0.3)}
         crop = {"crop_pct": 0.9, "crop_mode": "center", "interpolation": "bicubic"}
         data_config = {"input_size": (3, *size), **crop, **mean_and_std}
-        return TimmModel(network, name="timm/tiny", title="Tiny", data_config=data_config)
+        return timm_model(network, name="timm/tiny", title="Tiny", data_config=data_config)
 
     return make
 
@@ -264,7 +267,7 @@ class PlantedLab:
         import torch
         from timm.models.vision_transformer import VisionTransformer
 
-        from visae.models.timm_models import TimmModel
+        from visae.models.timm_models import timm_model
 
         with torch.random.fork_rng():
             torch.manual_seed(3)
@@ -281,7 +284,7 @@ class PlantedLab:
             "mean": (0.5, 0.5, 0.5),
             "std": (0.2, 0.2, 0.2),
         }
-        return TimmModel(network, name="timm/planted", title="Planted", data_config=data_config)
+        return timm_model(network, name="timm/planted", title="Planted", data_config=data_config)
 
     def _record(self):
         from visae.activations.format import RecordConfig

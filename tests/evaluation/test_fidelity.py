@@ -17,7 +17,8 @@ from visae.evaluation.sections import spliced_rows
 from visae.evaluation.tokens import EvaluatedTokens
 from visae.images.source import ImageEntry, LoadedImage
 from visae.models.config import ModelConfig
-from visae.models.timm_models import TimmModel
+from visae.models.hooked import HookedModel
+from visae.models.timm_models import timm_model
 from visae.saes.config import SAEConfig
 from visae.saes.sae import SAE
 from visae.saes.sparsity import ReLU
@@ -39,7 +40,7 @@ class Noise:
         return LoadedImage(content_id=f"noise-{ref}", pixels=Image.fromarray(pixels))
 
 
-def tiny_model(seed: int) -> TimmModel:
+def tiny_model(seed: int) -> HookedModel:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         network = timm.create_model(
@@ -53,7 +54,7 @@ def tiny_model(seed: int) -> TimmModel:
         )
         for parameter in network.parameters():
             torch.nn.init.normal_(parameter, std=0.2)
-    return TimmModel(
+    return timm_model(
         network.eval().requires_grad_(False),
         name="timm/tiny",
         title="Tiny",
@@ -69,7 +70,7 @@ def tiny_model(seed: int) -> TimmModel:
 
 
 @pytest.fixture(scope="module")
-def model() -> TimmModel:
+def model() -> HookedModel:
     return tiny_model(0)
 
 

@@ -100,9 +100,9 @@ def test_an_impossible_image_size_is_refused(write_weights, image_size):
 
 def test_the_model_is_frozen_and_holds_its_weights_once(write_weights):
     model = load(model="test_vit", weights=write_weights())
-    assert not any(p.requires_grad for p in model._network.parameters())
-    assert not any(module.training for module in model._network.modules())
-    assert "state_dict" not in model._network.pretrained_cfg
+    assert not any(p.requires_grad for p in model.architecture.network.parameters())
+    assert not any(module.training for module in model.architecture.network.modules())
+    assert "state_dict" not in model.architecture.network.pretrained_cfg
 
 
 @pytest.mark.parametrize(

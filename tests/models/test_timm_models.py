@@ -9,7 +9,7 @@ from timm.models.vision_transformer import ResPostBlock
 from visae.errors import ModelError
 from visae.models.layout import Layout
 from visae.models.protocol import VisionModel
-from visae.models.timm_models import TimmModel
+from visae.models.timm_models import timm_model
 
 VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
 ARCHITECTURES = {
@@ -36,7 +36,7 @@ def images(model, n=3, seed=0):
 
 def plain(model, pixels):
     with torch.no_grad():
-        return model._network(pixels)
+        return model.architecture.network(pixels)
 
 
 def wrap(network, size, **changes):
@@ -48,7 +48,7 @@ def wrap(network, size, **changes):
         "mean": (0.5, 0.5, 0.5),
         "std": (0.5, 0.5, 0.5),
     }
-    return TimmModel(network, name="timm/x", title="X", data_config=data_config | changes)
+    return timm_model(network, name="timm/x", title="X", data_config=data_config | changes)
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +112,7 @@ def test_it_is_a_vision_model(tiny_vit):
 
 def test_sites_of_a_vit(tiny_vit):
     assert tiny_vit.sites == tuple(
-        f"{kind}@{i}" for i in range(3) for kind in ("residual", "mlp", "attention")
+        f"{kind}@{i}" for i in range(3) for kind in ("residual", "mlp", "attention", "heads")
     )
 
 
@@ -211,7 +211,7 @@ def what_blocks_add(network, pixels, index, kind):
 def test_mlp_and_attention_are_what_the_block_adds(architecture, name):
     model = architecture(name)
     pixels = images(model)
-    seen = what_blocks_add(model._network, pixels, 1, "pre")
+    seen = what_blocks_add(model.architecture.network, pixels, 1, "pre")
     trace = model.trace(pixels, ["attention@1", "mlp@1", "residual@1"])
     middle = seen["norm2"][0]
     torch.testing.assert_close(trace.tokens["attention@1"], middle - seen["block"][0])
@@ -254,7 +254,7 @@ def test_a_module_path_of_a_vit_resumes_like_its_named_site(make_vit):
 def test_what_is_captured_is_not_changed_by_later_layers_in_place(architecture):
     model = architecture("resnet10t")
     site = "layer1.0.bn1"  # a ReLU follows that works in place
-    assert model._network.layer1[0].act1.inplace
+    assert model.architecture.network.layer1[0].act1.inplace
     trace = model.trace(images(model), [site])
     assert (trace.tokens[site] < 0).any()
 
@@ -394,7 +394,7 @@ def test_a_model_without_a_head_has_no_logits(make_vit):
 
 def test_the_model_is_frozen(make_vit):
     model = make_vit(proj_drop_rate=0.5)
-    assert not any(parameter.requires_grad for parameter in model._network.parameters())
+    assert not any(parameter.requires_grad for parameter in model.architecture.network.parameters())
     pixels = images(model)
     first, second = (model.trace(pixels, ["mlp@1"]).tokens["mlp@1"] for _ in range(2))
     assert torch.equal(first, second)
@@ -404,7 +404,7 @@ def test_the_identity_tells_one_changed_weight(make_vit):
     first, same, other = make_vit().identity, make_vit().identity, make_vit(seed=1).identity
     assert first.same_weights(same)
     assert not first.same_weights(other)
-    network = make_vit()._network
+    network = make_vit().architecture.network
     network.blocks[1].mlp.fc1.weight[3, 4] += 1e-6
     changed = wrap(network, (32, 32)).identity
     assert not first.same_weights(changed)

@@ -1,72 +1,88 @@
-"""Plain forward hooks, each held for one block: read what a module gives or takes, or replace it.
+"""Plain forward hooks, each held for one block of code: read, replace, or stand in for a module.
 
-What is read is a copy where later layers may work in place; what replaces an output is a copy for
-the same reason.
+Some modules give a tuple; where ``main`` and ``with_main`` are used, its first element is meant.
 """
 
 import contextlib
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from visae.errors import ModelError
+__all__ = ["Side", "first_argument", "main", "reading", "rewriting", "standing_in", "with_main"]
 
-__all__ = ["capture_input", "capture_output", "replace_output"]
+Side = Literal["input", "output"]
 
 
 @contextlib.contextmanager
-def capture_output(module: nn.Module, into: dict[str, Tensor], site: str) -> Iterator[None]:
-    """Write a copy of what the module gives to ``into[site]``.
+def reading(module: nn.Module, side: Side, see: Callable[[Any], None]) -> Iterator[None]:
+    """Let ``see`` have the module's output, or its first argument, each time it runs."""
+    if side == "output":
+        handle = module.register_forward_hook(lambda _module, _inputs, output: see(output))
+    else:
+        handle = module.register_forward_pre_hook(
+            lambda _module, inputs, named: see(first_argument(inputs, named)), with_kwargs=True
+        )
+    with _held(handle):
+        yield
 
-    Raises:
-        ModelError: when the module runs twice, gives something else than one tensor, or (at the
-            end of the block) never ran.
-    """
 
-    def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:
-        if site in into or not isinstance(output, Tensor):
-            what = "runs more than once" if site in into else f"gives a {type(output).__name__}"
-            raise _no_site(site, what)
-        into[site] = output.clone()
+@contextlib.contextmanager
+def rewriting(module: nn.Module, side: Side, change: Callable[[Any], Any]) -> Iterator[None]:
+    """Let the module give ``change(output)`` instead, or take ``change(first argument)``."""
 
-    handle = module.register_forward_hook(keep)
+    def give(_module: nn.Module, _inputs: Any, output: Any) -> Any:
+        return change(output)
+
+    def take(_module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> Any:
+        changed = change(first_argument(inputs, named))
+        if inputs:
+            return (changed, *inputs[1:]), named
+        return inputs, {**named, next(iter(named)): changed}
+
+    if side == "output":
+        handle = module.register_forward_hook(give)
+    else:
+        handle = module.register_forward_pre_hook(take, with_kwargs=True)
+    with _held(handle):
+        yield
+
+
+@contextlib.contextmanager
+def standing_in(module: nn.Module, substitute: Callable[..., Any]) -> Iterator[None]:
+    """Let ``substitute`` run in the module's stead; the module itself does no work."""
+    had_its_own = "forward" in vars(module)
+    before = module.forward
+    module.forward = substitute
+    try:
+        yield
+    finally:
+        if had_its_own:
+            module.forward = before
+        else:
+            del module.forward
+
+
+def first_argument(inputs: tuple[Any, ...], named: dict[str, Any]) -> Any:
+    """A module's first argument, given by position or by name."""
+    return inputs[0] if inputs else next(iter(named.values()))
+
+
+def main(value: Any) -> Any:
+    """The value itself, or the first element of a tuple or list."""
+    return value[0] if isinstance(value, tuple | list) and value else value
+
+
+def with_main(value: Any, replacement: Tensor) -> Any:
+    """The same structure with another first element."""
+    if not isinstance(value, tuple | list):
+        return replacement
+    return type(value)((replacement, *value[1:]))
+
+
+@contextlib.contextmanager
+def _held(handle: Any) -> Iterator[None]:
     try:
         yield
     finally:
         handle.remove()
-    if site not in into:
-        raise _no_site(site, "does not run")
-
-
-@contextlib.contextmanager
-def capture_input(module: nn.Module, into: dict[str, Tensor], site: str) -> Iterator[None]:
-    """Write the module's first input to ``into[site]``; it must not be changed in place."""
-
-    def keep(_module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        into[site] = inputs[0]
-
-    handle = module.register_forward_pre_hook(keep)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-@contextlib.contextmanager
-def replace_output(module: nn.Module, replacement: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """Let the module give a copy of ``replacement(output)`` instead."""
-    handle = module.register_forward_hook(
-        lambda _module, _inputs, output: replacement(output).clone()
-    )
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-def _no_site(site: str, what: str) -> ModelError:
-    return ModelError(
-        f"The module {site} {what} in a forward pass",
-        fix="Choose a module that gives one tensor, once: tokens or a feature map",
-    )

@@ -12,7 +12,7 @@ from timm.data.config import resolve_data_config
 from visae.errors import ModelError, nearest_names
 from visae.models.config import ModelConfig
 from visae.models.protocol import VisionModel
-from visae.models.timm_models import TimmModel
+from visae.models.timm_models import timm_model
 from visae.storage.hub import hub_access
 from visae.storage.tensors import read_tensors
 
@@ -51,7 +51,7 @@ def load_model(config: ModelConfig, *, device: str = "auto") -> VisionModel:
     network = _build(name, config)
     data_config = cast(Any, resolve_data_config)(_input_size(config), model=network)
     cast(Any, network).pretrained_cfg.pop("state_dict", None)  # a second copy of the weights
-    return TimmModel(
+    return timm_model(
         network.to(choose_device(device)),
         name=_PREFIX + name,
         title=config.title or name,

@@ -1,12 +1,13 @@
 """The ``VisionModel`` extension point: record tokens at sites, and resume from one of them.
 
 A site is written ``residual@9``, ``mlp@9``, ``attention@9`` (0-based block index; residual is the
-block's output) or as a module path. Tokens always have the model's ``Layout``: special tokens
+block's output), ``heads@9`` (the outputs of all attention heads, one after another), ``heads@9.3``
+(head 3 alone) or as a module path. Tokens always have the model's ``Layout``: special tokens
 first, then patches row by row.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor
@@ -15,7 +16,7 @@ from visae.models.config import ModelIdentity
 from visae.models.layout import Layout
 from visae.models.preprocessing import Preprocessing
 
-__all__ = ["Output", "Trace", "VisionModel"]
+__all__ = ["Output", "TextTower", "Trace", "VisionModel"]
 
 
 class Output(NamedTuple):
@@ -25,6 +26,8 @@ class Output(NamedTuple):
     """Final tokens, after the last norm."""
     logits: Float[Tensor, "image class"] | None
     """The model's own classification head, where it has one."""
+    embedding: Float[Tensor, "image d_embedding"] | None = None
+    """The vector that is compared with texts, not normalised, where the model has a text tower."""
 
 
 class Trace(NamedTuple):
@@ -73,6 +76,11 @@ class VisionModel(Protocol):
     def d_model(self, site: str) -> int:
         """Width of the activations at a site."""
 
+    def tokens(
+        self, pixels: Float[Tensor, "image 3 height width"], sites: Sequence[str]
+    ) -> Mapping[str, Float[Tensor, "image token d_model"]]:
+        """Activations at some sites, as ``trace`` gives them, without the rest of the pass."""
+
     def trace(self, pixels: Float[Tensor, "image 3 height width"], sites: Sequence[str]) -> Trace:
         """Activations at some sites and the output, from one forward pass."""
 
@@ -83,3 +91,23 @@ class VisionModel(Protocol):
 
         With the trace's own tokens this is the plain forward pass, bit for bit on the CPU.
         """
+
+
+@runtime_checkable
+class TextTower(Protocol):
+    """The text side of a model whose ``Output.embedding`` is compared with texts."""
+
+    @property
+    def kind(self) -> Literal["softmax", "sigmoid"]:
+        """How scores become probabilities: over all texts (CLIP), or of each alone (SigLIP)."""
+
+    @property
+    def logit_scale(self) -> float:
+        """What a cosine is multiplied by."""
+
+    @property
+    def logit_bias(self) -> float:
+        """What is then added; 0 where the model has none."""
+
+    def encode_texts(self, texts: Sequence[str]) -> Float[Tensor, "text d_embedding"]:
+        """The vector of each text, not normalised."""

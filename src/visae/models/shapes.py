@@ -1,6 +1,6 @@
 """What a tensor inside a network means: tokens, or a feature map with channels first or last.
 
-``TimmModel`` measures each site once, on a blank image, and from then on turns the site's tensor
+``HookedModel`` measures each site once, on a blank image, and from then on turns the site's tensor
 into tokens (image, token, d_model) and back by what was found.
 """
 
