@@ -7,13 +7,14 @@ from typing import Literal
 import tyro
 
 from visae.cli.output import Screen
+from visae.cli.slurm import LongVerb
 from visae.errors import ConfigError
 
 __all__ = ["EvaluateCommand", "IndexCommand", "InterveneCommand"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class EvaluateCommand:
+class EvaluateCommand(LongVerb):
     """Evaluate SAEs beside their nulls: SAEs, a store, labels → a report card."""
 
     sae: tuple[Path, ...]
@@ -59,7 +60,7 @@ class EvaluateCommand:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class IndexCommand:
+class IndexCommand(LongVerb):
     """Index an SAE's features: an SAE, a store, the images → a feature index."""
 
     sae: Path
@@ -92,7 +93,7 @@ class IndexCommand:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class InterveneCommand:
+class InterveneCommand(LongVerb):
     """Run a controlled experiment: an experiment spec → effects, controls, intervals, verdict."""
 
     spec: tyro.conf.Positional[Path]

@@ -12,6 +12,7 @@ from visae.cli.analysis import EvaluateCommand, IndexCommand, InterveneCommand
 from visae.cli.making import RecordCommand, TrainCommand
 from visae.cli.output import Screen
 from visae.cli.showing import DemoCommand, DoctorCommand, ReportCommand
+from visae.cli.slurm import LongVerb, parse_slurm, submit, without_slurm
 from visae.errors import VisaeError
 from visae.storage.atomic import disk_errors
 
@@ -53,7 +54,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     screen = Screen()
     try:
         with screen, disk_errors(Path.cwd()):
-            command.run(screen)
+            if isinstance(command, LongVerb) and command.slurm is not None:
+                _submit(given, command.slurm, screen)
+            else:
+                command.run(screen)
     except VisaeError as error:
         if show_trace:
             raise
@@ -63,3 +67,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         screen.complain("Interrupted. Run the same command again: it goes on from here.")
         return 130
     return 0
+
+
+def _submit(given: Sequence[str], options: str, screen: Screen) -> None:
+    job = submit(without_slurm(given), parse_slurm(options))
+    screen.say(f"Submitted job {job.job_id}. When it runs, its log is {job.log}")

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from visae.cli.output import Screen
+from visae.cli.slurm import LongVerb
 from visae.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ _PASSES = 20
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RecordCommand:
+class RecordCommand(LongVerb):
     """Record a model's activations on images: images → an activation store."""
 
     images: str
@@ -85,7 +86,7 @@ class RecordCommand:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TrainCommand:
+class TrainCommand(LongVerb):
     """Train sparse autoencoders on a store: an activation store → SAEs."""
 
     store: Path
