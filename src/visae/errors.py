@@ -14,6 +14,7 @@ The command line prints ``str(error)`` in one paragraph and leaves with exit cod
 """
 
 import difflib
+import functools
 from collections.abc import Iterable
 
 __all__ = [
@@ -46,6 +47,10 @@ class VisaeError(Exception):
         place = f" ({self.where})" if self.where else ""
         remedy = f" {fix}." if fix else ""
         super().__init__(f"{what}{place}.{remedy}")
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Processes send errors to each other whole."""
+        return functools.partial(type(self), self.what, where=self.where, fix=self.fix), ()
 
 
 class ConfigError(VisaeError):

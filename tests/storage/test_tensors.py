@@ -1,5 +1,7 @@
 """Tensors on disk: exact, and every damage found."""
 
+import json
+
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -111,3 +113,15 @@ def test_the_caller_chooses_the_error(tmp_path, shard):
         read_tensors(tmp_path / shard.name, error=CheckpointError)
     with pytest.raises(CheckpointError):
         verify_file(tmp_path, shard, error=CheckpointError)
+
+
+def test_wide_numbers_come_first_so_that_every_tensor_is_aligned(tmp_path):
+    tensors = {"a": torch.ones(3, dtype=torch.uint8), "b": torch.ones(5, dtype=torch.bfloat16)}
+    tensors |= {"c": torch.ones(1, dtype=torch.float64), "d": torch.ones(1)}
+    write_tensors(tmp_path, "a.safetensors", tensors)
+    data = (tmp_path / "a.safetensors").read_bytes()
+    n_header = 8 + int.from_bytes(data[:8], "little")
+    entries = json.loads(data[8:n_header])
+    assert list(entries) == ["c", "d", "b", "a"]
+    for name, entry in entries.items():
+        assert (n_header + entry["data_offsets"][0]) % tensors[name].element_size() == 0

@@ -34,6 +34,8 @@ class Preprocessing:
     """Share of the scaled image's shorter side that the centre crop keeps."""
     crop: Literal["center", "squash"] = "center"
     """Keep the aspect ratio while scaling, or squash the image; either is then cropped."""
+    odd_margin: Literal["nearest", "down"] = "nearest"
+    """How half of an odd margin around the crop is rounded: as torchvision or as transformers."""
     interpolation: Interpolation = "bicubic"
     """Resampling filter of the resize."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
@@ -83,7 +85,8 @@ class Preprocessing:
                 fix="Crop or remove it",
             )
         scaled = image.resize((columns, rows), Image.Resampling[interpolation.upper()])
-        left, top = round((columns - width) / 2), round((rows - height) / 2)
+        halve = round if self.odd_margin == "nearest" else math.floor
+        left, top = halve((columns - width) / 2), halve((rows - height) / 2)
         return scaled.crop((left, top, left + width, top + height))
 
     def _scaled_size(self, height: int, width: int) -> tuple[int, int]:
@@ -107,6 +110,12 @@ class Preprocessing:
         import torch
 
         stack = np.stack([np.asarray(view, dtype=np.uint8) for view in views])
-        batch = torch.from_numpy(stack).permute(0, 3, 1, 2).float().div_(255.0)
-        mean, std = torch.tensor(self.mean), torch.tensor(self.std)
-        return batch.sub_(mean.view(1, 3, 1, 1)).div_(std.view(1, 3, 1, 1)).contiguous()
+        return self.normalise(torch.from_numpy(stack))
+
+    def normalise(self, views: "Tensor") -> "Tensor":
+        """The same from a batch (image, height, width, 3) of bytes, on the device it is on."""
+        import torch
+
+        batch = views.permute(0, 3, 1, 2).contiguous().float().div_(255.0)
+        mean, std = (torch.tensor(values, device=batch.device) for values in (self.mean, self.std))
+        return batch.sub_(mean.view(1, 3, 1, 1)).div_(std.view(1, 3, 1, 1))
