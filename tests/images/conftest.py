@@ -1,6 +1,7 @@
 """Tiny images, encoded and on disk."""
 
 import io
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,12 @@ def encode() -> Callable[..., bytes]:
         return file.getvalue()
 
     return encode_image
+
+
+@pytest.fixture
+def sent() -> Callable[[Any], Any]:
+    """A source as another process gets it."""
+    return lambda source: pickle.loads(pickle.dumps(source))  # noqa: S301
 
 
 @pytest.fixture

@@ -1,12 +1,15 @@
 import datetime as dt
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from visae.errors import ImageError
 from visae.images.manifest import ManifestImages, ManifestOptions
-from visae.images.source import ImageEntry, ImageSource
+from visae.images.opening import open_images
+from visae.images.source import ImageEntry, ImageSource, MaskedSource
 from visae.storage.hashing import hash_file
 
 
@@ -43,11 +46,10 @@ def test_a_csv_gives_entries_in_the_order_of_its_rows(folder):
     source = ManifestImages(path)
     assert isinstance(source, ImageSource)
     assert source.entries == (
-        ImageEntry(ref="sub/c.png", label="cat", group="p1"),
-        ImageEntry(ref="a.png", label=None, group=None),
-        ImageEntry(ref="b.png", label="007", group="p2"),
+        ImageEntry(ref="sub/c.png", label="cat", group="p1", metadata={"camera": "left"}),
+        ImageEntry(ref="a.png", label=None, group=None, metadata={"camera": "right"}),
+        ImageEntry(ref="b.png", label="007", group="p2", metadata={"camera": None}),
     )
-    assert source.metadata.to_pydict() == {"camera": ["left", "right", ""]}
     assert source.load("a.png").content_id == hash_file(folder / "a.png")
 
 
@@ -57,6 +59,8 @@ def test_a_parquet_table_is_read_alike_with_values_as_text(folder):
         "class": pa.array(["cat", "owl", None]).dictionary_encode(),
         "group": [7, None, 8],
         "age": [1.5, 2.5, 3.5],
+        "day": [dt.date(2024, 1, 31), None, None],
+        "box": [[1, 2], [3], []],
     }
     source = ManifestImages(write_parquet(folder, columns))
     assert [(e.ref, e.label, e.group) for e in source.entries] == [
@@ -64,7 +68,11 @@ def test_a_parquet_table_is_read_alike_with_values_as_text(folder):
         ("b.png", "owl", None),
         ("sub/c.png", None, "8"),
     ]
-    assert source.metadata.to_pydict() == {"age": [1.5, 2.5, 3.5]}
+    assert [dict(entry.metadata) for entry in source.entries] == [
+        {"age": "1.5", "day": "2024-01-31"},
+        {"age": "2.5", "day": None},
+        {"age": "3.5", "day": None},
+    ]
 
 
 def test_a_missing_number_is_an_empty_cell(folder):
@@ -79,14 +87,16 @@ def test_columns_and_root_are_chosen_by_options(folder):
         ("c.png", "tench", "a"),
         ("d.png", "goldfish", "b"),
     ]
-    assert source.metadata.column_names == ["wnid"]
+    assert [dict(entry.metadata) for entry in source.entries] == [{"wnid": "n01"}, {"wnid": "n02"}]
     assert source.load("c.png").content_id == hash_file(folder / "sub/c.png")
     assert source.location == f"{path.as_posix()}?root=sub&label=name&group=place"
 
 
 def test_a_column_called_name_is_not_taken_for_the_label(folder):
     path = write_csv(folder, "file,name\na.png,tench\n")
-    assert ManifestImages(path).entries == (ImageEntry(ref="a.png", label=None),)
+    assert ManifestImages(path).entries == (
+        ImageEntry(ref="a.png", label=None, metadata={"name": "tench"}),
+    )
 
 
 def test_one_column_may_serve_twice(folder):
@@ -197,10 +207,57 @@ def test_a_folder_or_nothing_under_the_name_is_refused(folder, suffix):
 
 @pytest.mark.parametrize("name", ["path", "label"])
 def test_a_column_of_another_kind_is_refused(folder, name):
-    columns = {"path": ["a.png"], "label": ["x"], name: [dt.date(2024, 1, 1)]}
-    assert f"Column '{name}' holds date32" in failure(write_parquet(folder, columns))
+    columns = {"path": ["a.png"], "label": ["x"], name: [["a.png"]]}
+    assert f"Column '{name}' holds list" in failure(write_parquet(folder, columns))
 
 
 def test_a_table_with_images_inside_is_pointed_to_hf(folder):
     path = write_parquet(folder, {"image": [{"bytes": b"x", "path": "a.png"}]})
     assert "hf:FOLDER" in failure(path)
+
+
+def test_several_group_columns_join_images_that_share_any_value(folder):
+    rows = "path,patient,site\na.png,p1,s1\nb.png,p2,s1\nsub/c.png,p2,\nsub/d.png,,\n"
+    source = open_images(f"{write_csv(folder, rows)}?group=patient,site")
+    assert [entry.group for entry in source.entries] == ["patient=p1"] * 3 + [None]
+    assert source.entries[1].metadata == {"patient": "p2", "site": "s1"}
+    assert open_images(source.location).entries == source.entries
+
+
+@pytest.fixture
+def masked(folder):
+    """A manifest of two images, the first with a mask of values 0, 1 and 9."""
+    values = np.array([[0, 0, 1, 1], [0, 9, 9, 1], [9, 9, 9, 9]], np.uint8)
+    Image.fromarray(values).save(folder / "sub/m.png")
+    return write_csv(folder, "path,label,seg\na.png,x,sub/m.png\nb.png,y,\n"), values
+
+
+def test_a_column_of_masks_gives_masks(masked, folder, sent):
+    path, values = masked
+    (folder / "names.json").write_text('{"0": "sky", "1": "road"}')
+    source = open_images(f"{path}?mask=seg&classes=names.json&ignore=9")
+    assert isinstance(source, MaskedSource)
+    assert source.mask_classes == {0: "sky", 1: "road"}
+    assert source.entries[0] == ImageEntry(ref="a.png", label="x")
+    image = source.load("a.png")
+    np.testing.assert_array_equal(
+        np.asarray(image.mask), np.where(values == 9, -1, values.astype(int))
+    )
+    assert image.mask_id == hash_file(folder / "sub/m.png")
+    without = source.load("b.png")
+    assert (without.mask, without.mask_id) == (None, None)
+    assert without.content_id == hash_file(folder / "b.png")
+    again = open_images(sent(source).location)
+    assert (again.entries, again.mask_classes) == (source.entries, source.mask_classes)
+    np.testing.assert_array_equal(np.asarray(again.load("a.png").mask), np.asarray(image.mask))
+
+
+def test_without_a_column_of_masks_there_are_none(masked):
+    assert not isinstance(open_images(masked[0]), MaskedSource)
+    with pytest.raises(ImageError, match=r"Name it with \?mask=COLUMN"):
+        open_images(f"{masked[0]}?ignore=9")
+
+
+def test_a_column_of_masks_that_is_missing_is_refused(masked):
+    with pytest.raises(ImageError, match="no column 'mask'"):
+        open_images(f"{masked[0]}?mask=mask")

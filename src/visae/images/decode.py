@@ -5,55 +5,41 @@ gives the same pixels wherever it comes from. Colour profiles are ignored, as in
 vision models are trained with. Main names: ``decode`` for bytes, ``read_image`` for a file.
 """
 
-import contextlib
-import io
 import stat
-import struct
-import threading
-import warnings
-import zlib
-from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
+from PIL import Image
 
 from visae.errors import ImageError
+from visae.images.pillow import (
+    MAX_PIXELS,
+    REPLACE,
+    open_strictly,
+    orientation_of,
+    turn_upright,
+)
 from visae.images.source import LoadedImage
 from visae.storage.hashing import hash_bytes
 
-__all__ = ["decode", "read_image"]
+__all__ = ["Decoded", "decode", "decode_oriented", "read_file", "read_image"]
 
-_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 _MAX_FILE_BYTES = 2**30
-_REPLACE = "Replace or remove this image"
-_DAMAGE = (
-    ArithmeticError,
-    EOFError,
-    LookupError,
-    OSError,
-    SyntaxError,
-    TypeError,
-    ValueError,
-    struct.error,
-    zlib.error,
-)
 _TIFF_BITS_PER_SAMPLE, _TIFF_PHOTOMETRIC = 258, 262
 
-# What undoes each EXIF orientation.
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
+
+class Decoded(NamedTuple):
+    """An image, decoded."""
+
+    pixels: Image.Image
+    """Upright, 8-bit RGB."""
+    orientation: int
+    """EXIF orientation that the file had, 1 to 8; 1 is upright."""
 
 
-def decode(data: bytes, *, where: str, max_pixels: int = 100_000_000) -> Image.Image:
+def decode(data: bytes, *, where: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Upright 8-bit RGB pixels of an encoded image, without metadata.
 
     Reads BMP, GIF, JPEG, PNG, PPM, TIFF and WebP. EXIF orientation is applied; a damaged EXIF
@@ -72,78 +58,47 @@ def decode(data: bytes, *, where: str, max_pixels: int = 100_000_000) -> Image.I
         ImageError: whose ``what`` is the reason: the bytes are empty, not an image, truncated,
             corrupt, too large or of pixel values without a known range.
     """
-    if not data:
-        raise ImageError("The file is empty", where=where, fix=_REPLACE)
-    with _strict_pillow:
-        image = _open(data, where)
-        if image.width * image.height > max_pixels:
-            size = f"{where}, {image.width} × {image.height} pixels"
-            fix = f"Shrink it to at most {max_pixels} pixels or remove it"
-            raise ImageError("The image is too large", where=size, fix=fix)
-        with _damage_as_image_error(where):
-            image.load()
-            turn = _UPRIGHT.get(_orientation(image))
-            rgb = _to_rgb(image, where)
-    upright = rgb if turn is None else rgb.transpose(turn)
-    upright.info = {}  # an orientation left here would be applied again by the next reader
-    return upright
+    return decode_oriented(data, where=where, max_pixels=max_pixels).pixels
+
+
+def decode_oriented(data: bytes, *, where: str, max_pixels: int = MAX_PIXELS) -> Decoded:
+    """As ``decode``, with the orientation that was applied."""
+    with open_strictly(data, where=where, max_pixels=max_pixels) as image:
+        image.load()
+        orientation = orientation_of(image)
+        return Decoded(turn_upright(_to_rgb(image, where), orientation), orientation)
 
 
 def read_image(path: Path, *, where: str) -> LoadedImage:
     """One image file, decoded, with the SHA-256 of its bytes as content id.
 
     Raises:
-        ImageError: as ``decode``, or when the file is missing, cannot be opened, is not a regular
-            file or is larger than 1 GiB.
+        ImageError: as ``decode`` and ``read_file``.
+    """
+    data = read_file(path, where=where)
+    return LoadedImage(hash_bytes(data), decode(data, where=where))
+
+
+def read_file(path: Path, *, where: str) -> bytes:
+    """The bytes of an image or mask file.
+
+    Raises:
+        ImageError: when the file is missing, cannot be opened, is not a regular file or is larger
+            than 1 GiB.
     """
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
-            raise ImageError("This is not a regular file", where=where, fix=_REPLACE)
+            raise ImageError("This is not a regular file", where=where, fix=REPLACE)
         if status.st_size > _MAX_FILE_BYTES:
-            raise ImageError("The file is larger than 1 GiB", where=where, fix=_REPLACE)
-        data = path.read_bytes()
+            raise ImageError("The file is larger than 1 GiB", where=where, fix=REPLACE)
+        return path.read_bytes()
     except FileNotFoundError as failure:
         fix = "Restore the file or correct the path"
         raise ImageError("The file is missing", where=where, fix=fix) from failure
     except (OSError, ValueError) as failure:
         fix = "Check the path and its permissions"
         raise ImageError("The file cannot be opened", where=where, fix=fix) from failure
-    return LoadedImage(hash_bytes(data), decode(data, where=where))
-
-
-def _open(data: bytes, where: str) -> Image.Image:
-    """The image with its header read and its pixels not yet decoded."""
-    try:
-        with _damage_as_image_error(where):
-            return Image.open(io.BytesIO(data), formats=_FORMATS)
-    except Image.DecompressionBombError as failure:
-        fix = "Shrink it or remove it"
-        raise ImageError("The image is too large", where=where, fix=fix) from failure
-
-
-@contextlib.contextmanager
-def _damage_as_image_error(where: str) -> Iterator[None]:
-    """Turn whatever Pillow raises on damaged bytes into an ``ImageError`` with a stable reason."""
-    try:
-        yield
-    except UnidentifiedImageError as failure:
-        what = "This is not an image, or its header is damaged"
-        fix = f"Give one of {', '.join(_FORMATS)}, or remove it"
-        raise ImageError(what, where=where, fix=fix) from failure
-    except _DAMAGE as failure:
-        cut = isinstance(failure, EOFError) or "truncated" in str(failure).lower()
-        what = "The image is truncated" if cut else "The image is corrupt"
-        raise ImageError(what, where=where, fix=_REPLACE) from failure
-
-
-def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation, 1 to 8; 1 where the EXIF block is absent or damaged."""
-    try:
-        value = image.getexif().get(ExifTags.Base.Orientation, 1)
-    except _DAMAGE:
-        return 1
-    return value if isinstance(value, int) else 1
 
 
 def _to_rgb(image: Image.Image, where: str) -> Image.Image:
@@ -190,43 +145,3 @@ def _scale_floats(image: Image.Image, where: str) -> UInt8[np.ndarray, "height w
         raise ImageError(what, where=where, fix="Scale them to 0…1 or save it as 8-bit grey")
     scaled: np.ndarray = np.rint(values * 255).astype(np.uint8)
     return scaled
-
-
-class _StrictPillow:
-    """While any decode runs, Pillow neither warns nor accepts truncated files.
-
-    Both are settings of the whole process: the first of several threads sets them, the last one
-    restores what was there.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._n_inside = 0
-        self._restore = contextlib.ExitStack()
-
-    def __enter__(self) -> None:
-        with self._lock:
-            if self._n_inside == 0:
-                self._restore.enter_context(_strict_settings())
-            self._n_inside += 1
-
-    def __exit__(self, *_: object) -> None:
-        with self._lock:
-            self._n_inside -= 1
-            if self._n_inside == 0:
-                self._restore.close()
-
-
-@contextlib.contextmanager
-def _strict_settings() -> Iterator[None]:
-    accepts_truncated = ImageFile.LOAD_TRUNCATED_IMAGES
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module=r"PIL\.")
-        ImageFile.LOAD_TRUNCATED_IMAGES = False
-        try:
-            yield
-        finally:
-            ImageFile.LOAD_TRUNCATED_IMAGES = accepts_truncated
-
-
-_strict_pillow = _StrictPillow()

@@ -10,7 +10,7 @@ from visae.images.decode import read_image
 from visae.images.location import is_folder, is_there, nearest_siblings
 from visae.images.source import ImageEntry, LoadedImage
 
-__all__ = ["IMAGE_SUFFIXES", "FolderImages"]
+__all__ = ["IMAGE_SUFFIXES", "FolderImages", "list_images"]
 
 IMAGE_SUFFIXES = (
     ".jpg",
@@ -41,8 +41,7 @@ class FolderImages:
 
     def __init__(self, root: Path) -> None:
         self._root = root.absolute()
-        _check_folder(self._root)
-        self._entries = tuple(_as_entry(ref) for ref in _list_refs(self._root))
+        self._entries = tuple(_as_entry(ref) for ref in list_images(self._root))
         self._refs = frozenset(entry.ref for entry in self._entries)
 
     @property
@@ -68,6 +67,26 @@ class FolderImages:
         return read_image(self._root / ref, where=ref)
 
 
+def list_images(root: Path) -> list[str]:
+    """The relative path of every image below a folder, in code-point order.
+
+    Raises:
+        ImageError: when the folder is missing, cannot be opened, is a file or holds no image.
+    """
+    _check_folder(root)
+    refs, n_others = [], 0
+    for ref in _walk(root):
+        if ref.lower().endswith(IMAGE_SUFFIXES):
+            refs.append(_check_text(ref, root))
+        else:
+            n_others += 1
+    if not refs:
+        what = f"This folder holds no image, but {n_others} other file{'s'[: n_others != 1]}"
+        fix = f"Give a folder with files ending in {', '.join(IMAGE_SUFFIXES)}"
+        raise ImageError(what, where=root, fix=fix)
+    return sorted(refs)
+
+
 def _check_folder(root: Path) -> None:
     if is_folder(root):
         return
@@ -82,20 +101,6 @@ def _check_folder(root: Path) -> None:
 def _as_entry(ref: str) -> ImageEntry:
     first, slash, _ = ref.partition("/")
     return ImageEntry(ref=ref, label=first if slash else None)
-
-
-def _list_refs(root: Path) -> list[str]:
-    refs, n_others = [], 0
-    for ref in _walk(root):
-        if ref.lower().endswith(IMAGE_SUFFIXES):
-            refs.append(_check_text(ref, root))
-        else:
-            n_others += 1
-    if not refs:
-        what = f"This folder holds no image, but {n_others} other file{'s'[: n_others != 1]}"
-        fix = f"Give a folder with files ending in {', '.join(IMAGE_SUFFIXES)}"
-        raise ImageError(what, where=root, fix=fix)
-    return sorted(refs)
 
 
 def _walk(root: Path) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""A CSV or Parquet table of image paths, labels and groups as a source."""
+"""A CSV or Parquet table of image paths, labels, groups, masks and anything else as a source."""
 
 import csv
 import dataclasses
@@ -7,14 +7,16 @@ import math
 import posixpath
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any, final
+from typing import Any, NamedTuple, final
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from visae.errors import ImageError, nearest_names
-from visae.images.decode import read_image
+from visae.images.decode import read_file, read_image
+from visae.images.groups import column_names, join_groups
 from visae.images.location import is_folder, is_there, join_options, nearest_siblings
+from visae.images.masks import MaskOptions
 from visae.images.source import ImageEntry, LoadedImage
 
 __all__ = ["MANIFEST_SUFFIXES", "ManifestImages", "ManifestOptions"]
@@ -27,7 +29,7 @@ _N_PATHS_TRIED = 100
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ManifestOptions:
+class ManifestOptions(MaskOptions):
     """How to read a manifest's columns; the options of ``labels.csv?label=name``."""
 
     root: str | None = None
@@ -37,7 +39,24 @@ class ManifestOptions:
     label: str | None = None
     """Column of class names; unset: label or class, or no labels where neither is there."""
     group: str | None = None
-    """Column of groups that a split keeps whole; unset: group, or none where it is absent."""
+    """Columns of groups that a split keeps whole, joined by commas; unset: group, if there."""
+    mask: str | None = None
+    """Column of paths of masks, which start where the images' do; unset: no masks."""
+
+
+class _Columns(NamedTuple):
+    """Names of the columns that have a meaning."""
+
+    path: str
+    label: str | None
+    groups: tuple[str, ...]
+    mask: str | None
+
+    def described(self, known: Sequence[str]) -> list[str]:
+        """The columns that are metadata: all others, and groups that were joined out of several."""
+        used = {self.path, self.label, self.mask}
+        used.update(self.groups if len(self.groups) == 1 else ())
+        return [name for name in known if name not in used]
 
 
 @final
@@ -46,7 +65,9 @@ class ManifestImages:
 
     Empty cells of the label and group columns mean none. A row whose file is missing is listed and
     fails when loaded. A column called ``name`` is never taken for the label by itself, because it
-    may as well name the file or the patient: ask for it with ``?label=name``.
+    may as well name the file or the patient: ask for it with ``?label=name``. Columns without a
+    meaning are metadata, as text; those of a Parquet table that hold more than one value a row are
+    left out. Images that share a value in any of several group columns make one group.
 
     Args:
         path: A .csv (UTF-8, comma-separated, with a header) or .parquet file.
@@ -62,12 +83,10 @@ class ManifestImages:
         self._options = options or ManifestOptions()
         self._root = _root_of(self._path, self._options)
         table = _read_table(self._path)
-        names = _choose_columns(table, self._options, self._path)
-        self._entries = _list_entries(table, names, self._path)
-        self._metadata = table.drop_columns(
-            [name for name in dict.fromkeys(names) if name is not None]
-        )
-        self._refs = frozenset(entry.ref for entry in self._entries)
+        columns = _choose_columns(table, self._options, self._path)
+        self._entries = _list_entries(table, columns, self._path)
+        masks = _cells(table, columns.mask, self._path)
+        self._mask_of = dict(zip((entry.ref for entry in self._entries), masks, strict=True))
         _check_reachable(self._path, self._root, [entry.ref for entry in self._entries])
 
     @property
@@ -81,9 +100,9 @@ class ManifestImages:
         return self._entries
 
     @property
-    def metadata(self) -> pa.Table:
-        """The columns that are not path, label or group; row i belongs to ``entries[i]``."""
-        return self._metadata
+    def folder(self) -> Path:
+        """The absolute path of the folder that the manifest lies in."""
+        return self._path.parent
 
     def load(self, ref: str) -> LoadedImage:
         """Read one of the listed images.
@@ -91,10 +110,24 @@ class ManifestImages:
         Raises:
             ImageError: when the manifest does not list the ref or the image cannot be read.
         """
-        if ref not in self._refs:
+        return read_image(self._listed(ref), where=ref)
+
+    def pair(self, ref: str) -> tuple[bytes, bytes | None]:
+        """The bytes of a listed image and of its mask, None where its cell is empty.
+
+        Raises:
+            ImageError: as ``load``, or when the mask cannot be read.
+        """
+        data, mask = read_file(self._listed(ref), where=ref), self._mask_of[ref]
+        if mask is None:
+            return data, None
+        return data, read_file(self._root / mask, where=f"mask of {ref}")
+
+    def _listed(self, ref: str) -> Path:
+        if ref not in self._mask_of:
             what = f"{self._path} does not list this image"
             raise ImageError(what, where=ref, fix="Use a ref that `entries` lists")
-        return read_image(self._root / ref, where=ref)
+        return self._root / ref
 
 
 def _root_of(path: Path, options: ManifestOptions) -> Path:
@@ -160,18 +193,21 @@ def _read_csv(path: Path) -> pa.Table:
     )
 
 
-def _choose_columns(
-    table: pa.Table, options: ManifestOptions, where: Path
-) -> tuple[str, str | None, str | None]:
-    """Names of the path, label and group columns."""
+def _choose_columns(table: pa.Table, options: ManifestOptions, where: Path) -> _Columns:
     path = _choose(table, options.path, _PATH_NAMES, where)
     if path is None:
         what = f"This manifest has no column {', '.join(_PATH_NAMES[:-1])} or {_PATH_NAMES[-1]}"
         columns = nearest_names("path", table.column_names)
         fix = f"Name the column of paths with ?path=COLUMN; its columns are like: {columns}"
         raise ImageError(what, where=where, fix=fix)
-    label = _choose(table, options.label, _LABEL_NAMES, where)
-    return path, label, _choose(table, options.group, _GROUP_NAMES, where)
+    asked = column_names(options.group, table.column_names) or (None,)
+    groups = [_choose(table, name, _GROUP_NAMES, where) for name in asked]
+    return _Columns(
+        path=path,
+        label=_choose(table, options.label, _LABEL_NAMES, where),
+        groups=tuple(name for name in groups if name is not None),
+        mask=_choose(table, options.mask, (), where),
+    )
 
 
 def _choose(table: pa.Table, asked: str | None, usual: Sequence[str], where: Path) -> str | None:
@@ -185,21 +221,33 @@ def _choose(table: pa.Table, asked: str | None, usual: Sequence[str], where: Pat
     return asked
 
 
-def _list_entries(
-    table: pa.Table, names: tuple[str, str | None, str | None], where: Path
-) -> tuple[ImageEntry, ...]:
-    paths, labels, groups = (_cells(table, name, where) for name in names)
+def _list_entries(table: pa.Table, columns: _Columns, where: Path) -> tuple[ImageEntry, ...]:
+    refs = _refs(table, columns.path, where)
+    labels = _cells(table, columns.label, where)
+    described = {
+        name: _cells(table, name, where)
+        for name in columns.described(table.column_names)
+        if _holds_values(table.column(name))
+    }
+    given = {name: _cells(table, name, where) for name in columns.groups}
+    groups = join_groups(given) if given else [None] * len(refs)
+    metadata = [{name: cells[row] for name, cells in described.items()} for row in range(len(refs))]
+    return tuple(
+        ImageEntry(ref=ref, label=label, group=group, metadata=more)
+        for ref, label, group, more in zip(refs, labels, groups, metadata, strict=True)
+    )
+
+
+def _refs(table: pa.Table, column: str, where: Path) -> list[str]:
+    """The paths, each given and given once."""
     refs = []
-    for row, path in enumerate(paths, start=1):
+    for row, path in enumerate(_cells(table, column, where), start=1):
         if path is None:
             what = f"Row {row} has no path"
             raise ImageError(what, where=where, fix="Fill in the path or remove the row")
         refs.append(PurePosixPath(path).as_posix())
     _check_distinct(refs, where)
-    return tuple(
-        ImageEntry(ref=ref, label=label, group=group)
-        for ref, label, group in zip(refs, labels, groups, strict=True)
-    )
+    return refs
 
 
 def _cells(table: pa.Table, name: str | None, where: Path) -> list[str | None]:
@@ -207,17 +255,20 @@ def _cells(table: pa.Table, name: str | None, where: Path) -> list[str | None]:
     if name is None:
         return [None] * table.num_rows
     column = table.column(name)
-    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
-    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or _is_number(kind)):
-        what = f"Column {name!r} holds {kind}, not text or numbers"
+    if not _holds_values(column):
+        what = f"Column {name!r} holds {column.type}, not one value a row"
         fix = "Choose a column of text; a table with images inside opens as hf:FOLDER"
         raise ImageError(what, where=where, fix=fix)
     return [None if _is_empty(value) else str(value) for value in column.to_pylist()]
 
 
-def _is_number(kind: pa.DataType) -> bool:
-    types = pa.types
-    return bool(types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind))
+def _holds_values(column: pa.ChunkedArray) -> bool:
+    """Whether a column holds one value a row that text can say."""
+    types, kind = pa.types, column.type
+    kind = kind.value_type if types.is_dictionary(kind) else kind
+    is_text = types.is_string(kind) or types.is_large_string(kind)
+    is_number = types.is_integer(kind) or types.is_floating(kind) or types.is_decimal(kind)
+    return bool(is_text or is_number or types.is_boolean(kind) or types.is_temporal(kind))
 
 
 def _is_empty(value: Any) -> bool:
