@@ -61,6 +61,12 @@ def test_a_grid_finer_than_the_mask_is_refused(grid):
         patch_labels(np.zeros((2, 4), np.int32), grid)
 
 
+def test_values_that_no_mask_of_classes_holds_are_refused():
+    with pytest.raises(ConfigError, match="class value 65536"):
+        patch_labels(np.array([[0, 65_536]]), (1, 1))
+    assert patch_labels(np.array([[65_535]]), (1, 1)).label.tolist() == [65_535]
+
+
 COLOURS = np.random.default_rng(1).permutation(256)[:16].astype(np.uint8)
 
 

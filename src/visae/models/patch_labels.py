@@ -13,6 +13,8 @@ from visae.errors import ConfigError
 
 __all__ = ["LabelledPatches", "patch_labels"]
 
+_HIGHEST_VALUE = 2**16 - 1
+
 
 class LabelledPatches(NamedTuple):
     """The patches of one image, row by row."""
@@ -37,7 +39,8 @@ def patch_labels(
         grid: Rows and columns of the patches.
 
     Raises:
-        ConfigError: when the grid has more rows or columns than the mask has pixels.
+        ConfigError: when the grid has more rows or columns than the mask has pixels, or a value is
+            above 65535.
     """
     height, width = values.shape
     if not (0 < grid[0] <= height and 0 < grid[1] <= width):
@@ -45,13 +48,27 @@ def patch_labels(
             f"A mask of {height} × {width} pixels cannot label {grid[0]} × {grid[1]} patches",
             fix="Give the mask as the model sees it",
         )
-    classes, class_of_pixel = np.unique(np.maximum(values, -1), return_inverse=True)
+    classes, class_of_pixel = _present_classes(values)
     n_patches = grid[0] * grid[1]
-    cells = _patch_of_pixel(values.shape, grid) * len(classes) + class_of_pixel.ravel()
+    cells = _patch_of_pixel(values.shape, grid) * len(classes) + class_of_pixel
     counts = np.bincount(cells, minlength=n_patches * len(classes)).reshape(n_patches, -1)
     best = counts.argmax(axis=1)  # the first of equals: the smallest value
     purity = counts[np.arange(n_patches), best] / counts.sum(axis=1)
     return LabelledPatches(classes[best].astype(np.int32), purity.astype(np.float32))
+
+
+def _present_classes(
+    values: Integer[np.ndarray, "height width"],
+) -> tuple[Int64[np.ndarray, " class"], Int64[np.ndarray, " pixel"]]:
+    """The values that occur, ascending, and which of them each pixel holds; −1 if ignored."""
+    above_ignored = np.maximum(values, -1).astype(np.int64).ravel() + 1
+    if above_ignored.max() > _HIGHEST_VALUE + 1:
+        what = f"A mask holds the class value {above_ignored.max() - 1}"
+        raise ConfigError(what, fix=f"Use class values up to {_HIGHEST_VALUE}")
+    present = np.flatnonzero(np.bincount(above_ignored))
+    rank = np.zeros(present[-1] + 1, dtype=np.int64)
+    rank[present] = np.arange(len(present))
+    return present - 1, rank[above_ignored]
 
 
 def _patch_of_pixel(size: tuple[int, ...], grid: tuple[int, int]) -> Int64[np.ndarray, " pixel"]:
