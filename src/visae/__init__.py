@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     from visae.reports.workspace import write_report as write_report
     from visae.saes.checkpoint import load_sae as load_sae
     from visae.saes.codes import SparseCodes as SparseCodes
+    from visae.saes.config import ArchetypesConfig as ArchetypesConfig
+    from visae.saes.learned import Gated as Gated
+    from visae.saes.learned import JumpReLU as JumpReLU
     from visae.saes.sae import SAE as SAE
     from visae.saes.sparsity import BatchTopK as BatchTopK
     from visae.saes.sparsity import ReLU as ReLU
@@ -46,13 +49,16 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "ActivationStore": "activations.store",
+    "ArchetypesConfig": "saes.config",
     "BatchTopK": "saes.sparsity",
     "BestForClass": "interventions.spec",
     "ExperimentSpec": "interventions.spec",
     "FeatureIndex": "features.index",
     "FixedFeature": "interventions.spec",
+    "Gated": "saes.learned",
     "ImageSource": "images.source",
     "IndexConfig": "features.config",
+    "JumpReLU": "saes.learned",
     "ModelConfig": "models.config",
     "OutcomeConfig": "interventions.spec",
     "Prediction": "interventions.verdict",
@@ -82,13 +88,16 @@ _HOMES = {
 __all__ = [
     "SAE",
     "ActivationStore",
+    "ArchetypesConfig",
     "BatchTopK",
     "BestForClass",
     "ExperimentSpec",
     "FeatureIndex",
     "FixedFeature",
+    "Gated",
     "ImageSource",
     "IndexConfig",
+    "JumpReLU",
     "ModelConfig",
     "OutcomeConfig",
     "Prediction",

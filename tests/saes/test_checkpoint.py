@@ -12,6 +12,7 @@ from visae.models.preprocessing import Preprocessing
 from visae.saes.checkpoint import Provenance, load_sae, read_sae_record, save_sae
 from visae.saes.codes import SparseCodes
 from visae.saes.config import SAEConfig
+from visae.saes.learned import Gated, JumpReLU
 from visae.saes.sae import SAE
 from visae.saes.sparsity import BatchTopK, ReLU, TopK
 from visae.storage.tensors import read_tensors, write_tensors
@@ -35,7 +36,13 @@ class AtLeast:
         return values.new_zeros(())
 
 
-KINDS = [ReLU(l1=0.05), TopK(k=3), BatchTopK(k=3)]
+KINDS = [
+    ReLU(l1=0.05),
+    TopK(k=3),
+    BatchTopK(k=3),
+    JumpReLU(target_l0=3, bandwidth=0.5),
+    Gated(l1=0.05),
+]
 
 PROVENANCE = Provenance(
     model=ModelIdentity(name="timm/tiny", title="Tiny", weights_sha256="0" * 64),
@@ -51,16 +58,18 @@ PROVENANCE = Provenance(
 )
 
 
-def make_sae(sparsity, *, prefixes=(), size=1.0, seed=0):
+def make_sae(sparsity, *, size=1.0, seed=0, **changes):
     generator = torch.Generator().manual_seed(seed)
-    config = SAEConfig(d_model=D_MODEL, n_features=N_FEATURES, sparsity=sparsity, prefixes=prefixes)
-    sae = SAE(config)
+    sae = SAE(SAEConfig(d_model=D_MODEL, n_features=N_FEATURES, sparsity=sparsity, **changes))
     with torch.no_grad():
         for parameter in sae.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.5)
         sae.mean.copy_(torch.randn(D_MODEL, generator=generator) * size)
         sae.scale.fill_(2.5 * size)
         sae.threshold.fill_(0.4)
+        if sae.config.transcoder:
+            sae.target_mean.copy_(torch.randn(D_MODEL, generator=generator) * 3 * size)
+            sae.target_scale.fill_(0.6 * size)
     return sae
 
 
@@ -99,13 +108,15 @@ def rewrite(folder, change):
 
 @pytest.mark.parametrize("sparsity", KINDS, ids=lambda kind: kind.kind)
 @pytest.mark.parametrize("prefixes", [(), (2, 6, 14, 32)], ids=str)
-def test_a_loaded_sae_is_bit_equal(tmp_path, sparsity, prefixes):
-    sae = make_sae(sparsity, prefixes=prefixes)
+@pytest.mark.parametrize("transcoder", [False, True], ids=["sae", "transcoder"])
+def test_a_loaded_sae_is_bit_equal(tmp_path, sparsity, prefixes, transcoder):
+    sae = make_sae(sparsity, prefixes=prefixes, transcoder=transcoder)
     save(sae, tmp_path / "sae")
     loaded = load_sae(tmp_path / "sae")
     assert loaded.config == sae.config
     for name, tensor in sae.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], tensor)
+        assert loaded.state_dict()[name].dtype == torch.float32
     x = reference(500)
     assert torch.equal(loaded.encode(x), sae.encode(x))
     assert torch.equal(loaded(x), sae(x))
@@ -176,6 +187,31 @@ def test_an_sae_that_is_never_active_is_loaded(tmp_path):
     load_sae(tmp_path / "sae")
 
 
+def test_the_record_of_a_transcoder_names_both_sites(tmp_path):
+    provenance = dataclasses.replace(PROVENANCE, target_site="mlp@1")
+    save(make_sae(TopK(k=3), transcoder=True), tmp_path / "sae", provenance=provenance)
+    record = read_sae_record(tmp_path / "sae")
+    assert (record.provenance.site, record.provenance.target_site) == ("residual@1", "mlp@1")
+    assert record.config.transcoder
+
+
+def test_the_first_format_is_still_read(tmp_path):
+    sae = make_sae(BatchTopK(k=3))
+    save(sae, tmp_path / "sae")
+    path = tmp_path / "sae" / "sae.json"
+    data = json.loads(path.read_text()) | {"format": 1}
+    del data["transcoder"], data["provenance"]["target_site"], data["provenance"]["images"]
+    path.write_text(json.dumps(data))
+    assert torch.equal(load_sae(tmp_path / "sae").encode(reference()), sae.encode(reference()))
+
+
+def test_weights_of_lower_precision_are_saved_in_single(tmp_path):
+    """A threshold in bfloat16 would stop learning."""
+    sae = make_sae(JumpReLU(target_l0=3)).bfloat16()
+    save(sae, tmp_path / "sae")
+    assert load_sae(tmp_path / "sae").learned["threshold"].dtype == torch.float32
+
+
 # Damage
 
 
@@ -209,11 +245,11 @@ def test_missing_weights_are_refused(folder):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"format": 2}, r"Format 2 is newer.*Upgrade visae"),
+        ({"format": 3}, r"Format 3 is newer.*Upgrade visae"),
         ({"kind": "activation store"}, "This is activation store, not sae"),
         (
             {"sparsity": {"kind": "jump-relu"}},
-            r"Unknown sparsity kind jump-relu.*batch-topk, relu, topk",
+            r"Unknown sparsity kind jump-relu.*batch-topk, gated, jumprelu",
         ),
         ({"sparsity": {"kind": "topk", "q": 3}}, "unknown key q"),
         ({"sparsity": {"kind": "topk", "k": 0}}, "k is 0"),
@@ -294,7 +330,7 @@ def test_another_rule_than_the_saved_one_is_refused(tmp_path, sparsity):
     others = [kind for kind in KINDS if kind.kind != sparsity.kind]
     for other in others:
         edit(tmp_path / "sae", sparsity=dataclasses.asdict(other))
-        with pytest.raises(CheckpointError, match="does not reproduce its own codes"):
+        with pytest.raises(CheckpointError, match=r"not reproduce its own codes|weights do not fit"):
             load_sae(tmp_path / "sae")
 
 
@@ -330,6 +366,31 @@ def test_a_feature_at_the_edge_of_the_selection_may_flip(tmp_path):
 
     rewrite(tmp_path / "sae", change)
     load_sae(tmp_path / "sae")
+
+
+@pytest.mark.parametrize("sparsity", KINDS[3:], ids=lambda kind: kind.kind)
+def test_a_feature_at_its_own_edge_may_flip(tmp_path, sparsity):
+    """Rounding may open a gate at zero, or pass a feature's own threshold, with a large value."""
+    sae = make_sae(sparsity)
+    x = reference()
+    with torch.no_grad():
+        pre = sae.pre_activations(sae.normalise(x))
+        if sparsity.kind == "gated":
+            sae.learned["magnitude_bias"] += 3.0
+            sae.b_enc[4] -= pre[7, 4] - 1e-5
+        else:
+            sae.learned["threshold"][4] = pre[:64, 4].max() - 1e-5
+    save(sae, tmp_path / "sae")
+    with torch.no_grad():
+        sae.b_enc[4] -= 3e-5
+
+    def change(tensors):
+        tensors["sae.b_enc"] = sae.b_enc.detach()
+
+    before = load_sae(tmp_path / "sae").encode(x[:64]) > 0
+    rewrite(tmp_path / "sae", change)
+    after = load_sae(tmp_path / "sae").encode(x[:64]) > 0
+    assert int((before != after).sum()) == 1
 
 
 def test_only_the_first_tokens_are_kept_as_reference(folder):

@@ -3,7 +3,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from visae.errors import ConfigError
-from visae.saes.config import SAEConfig, matryoshka_prefixes
+from visae.saes.config import ArchetypesConfig, SAEConfig
+from visae.saes.prefixes import matryoshka_prefixes
 from visae.saes.sparsity import TopK
 
 
@@ -38,3 +39,12 @@ def test_features_that_do_not_divide_into_groups_are_refused(n_features):
 def test_an_impossible_shape_is_refused(changes, said):
     with pytest.raises(ConfigError, match=said):
         SAEConfig(**{"d_model": 4, "n_features": 32, **changes})
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [({"n_centroids": 1}, "n_centroids is 1"), ({"delta": -1.0}, "delta is -1")],
+)
+def test_impossible_archetypes_are_refused(setting, said):
+    with pytest.raises(ConfigError, match=said):
+        ArchetypesConfig(**setting)

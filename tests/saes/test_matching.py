@@ -1,13 +1,16 @@
 """An SAE is used with activations like those it was made for, or refused with the remedy."""
 
 import dataclasses
+import itertools
 from pathlib import Path
 
 import pytest
 import torch
 
+from visae.activations.completing import complete
 from visae.activations.format import ShardRecord, SiteRecord, StoreRecord
-from visae.activations.statistics import partial_sums
+from visae.activations.planning import recording_id
+from visae.activations.statistics import SiteStatistics
 from visae.activations.store import ActivationStore
 from visae.errors import CheckpointError
 from visae.models.config import ModelIdentity
@@ -44,14 +47,18 @@ def write_store(folder: Path, **changes: object) -> ActivationStore:
             SiteRecord(name=name, d_model=4, layout=Layout(special=("cls",), grid=(2, 2)))
             for name in SITES
         ),
-        complete=True,
     )
     files = {
         site: write_tensors(folder, f"{site}/00000.safetensors", {"activations": ACTIVATIONS})
         for site in SITES
     }
-    sums = {f"{s}/{k}": v for s in SITES for k, v in partial_sums(ACTIVATIONS).items()}
+    parts = {"special": ACTIVATIONS[:, :1], "patches": ACTIVATIONS[:, 1:]}
+    sums = {}
+    for site, (kind, part) in itertools.product(SITES, parts.items()):
+        sums |= SiteStatistics.of(part).tensors(f"{site}/{kind}/")
+    plan = dataclasses.replace(plan, **changes)
     shard = ShardRecord(
+        recording=recording_id(plan),
         index=0,
         content_ids=("a", "b"),
         refs=("0", "1"),
@@ -60,9 +67,11 @@ def write_store(folder: Path, **changes: object) -> ActivationStore:
         skipped=(),
         files=files,
         statistics=write_tensors(folder, "shards/00000.safetensors", sums),
+        rounding=dict.fromkeys(SITES, (0.0,) * 5),
     )
     write_record(folder / "shards" / "00000.json", shard)
-    write_record(folder / "store.json", dataclasses.replace(plan, **changes))
+    write_record(folder / "store.json", plan)
+    complete(folder, plan, batch_size=2)
     return ActivationStore(folder)
 
 
@@ -131,3 +140,16 @@ def test_a_site_that_was_not_recorded_is_refused(record, store):
         require_match(dataclasses.replace(record, provenance=elsewhere), store)
     assert "residual@7 for the SAE, residual@1, mlp@1 in the store" in caught.value.what
     assert "Record residual@7" in caught.value.fix
+
+
+def test_a_transcoder_is_refused(record, store):
+    """Its decoder writes at another site: an error or an edit here would mean nothing."""
+    made = dataclasses.replace(record.provenance, target_site="mlp@1")
+    transcoder = dataclasses.replace(record, transcoder=True, provenance=made)
+    with pytest.raises(CheckpointError, match=r"transcoder.*activations at mlp@1.*residual@1"):
+        require_match(transcoder, store)
+
+
+def test_unknown_preprocessing_is_no_difference(record, store):
+    unknown = dataclasses.replace(record.provenance, preprocessing=None)
+    assert require_match(dataclasses.replace(record, provenance=unknown), store) == "residual@1"

@@ -22,14 +22,15 @@ from visae.models.layout import Layout, TokenPolicy
 from visae.models.preprocessing import Preprocessing
 from visae.saes.codes import SparseCodes
 from visae.saes.config import SAEConfig
+from visae.saes.learned import AnySparsity, Gated, JumpReLU, LearnedSparsity
 from visae.saes.sae import SAE
-from visae.saes.sparsity import BatchTopK, ReLU, Sparsity, TopK
+from visae.saes.sparsity import BatchTopK, ReLU, TopK
 from visae.storage.records import from_plain, read_record, to_plain, write_record
 from visae.storage.tensors import FileRef, read_tensors, verify_file, write_tensors
 
 __all__ = ["Provenance", "SAERecord", "load_sae", "read_sae_record", "save_sae"]
 
-_BUILT_IN: tuple[type[Any], ...] = (ReLU, TopK, BatchTopK)
+_BUILT_IN: tuple[type[Any], ...] = (ReLU, TopK, BatchTopK, JumpReLU, Gated)
 _REFERENCE_TOKENS = 64
 _TOLERANCE = 1e-3
 _REFERENCE = ("activations", "offsets", "features", "values", "reconstruction")
@@ -43,14 +44,18 @@ class Provenance:
     """The vision model whose activations it was made for."""
     site: str
     """The site."""
+    target_site: str | None = None
+    """The site whose activations it gives, for a transcoder."""
     layout: Layout
     """Token layout at the site."""
-    preprocessing: Preprocessing
-    """How images became the model's input."""
+    preprocessing: Preprocessing | None
+    """How images became the model's input; None where that is not known."""
     tokens: TokenPolicy
     """Which tokens it saw."""
     store_digest: str
-    """Hash of the activation store it was made from."""
+    """Hash of the activations it was made from."""
+    images: str | None = None
+    """Location of the images it was made from without a store; None when there was a store."""
     n_tokens: int
     """Tokens it was trained on, repetitions counted; 0 for an untrained control."""
     seed: int
@@ -94,8 +99,8 @@ class SAERecord:
 
     kind: str = "sae"
     """Always ``sae``."""
-    format: int = 1
-    """Version of this format."""
+    format: int = 2
+    """Version of this format; version 1 had no transcoders."""
     visae_version: str
     """Version of visae that wrote it."""
     d_model: int
@@ -106,6 +111,8 @@ class SAERecord:
     """Kind of sparsity and its settings."""
     prefixes: tuple[int, ...]
     """Matryoshka prefixes, or none."""
+    transcoder: bool = False
+    """Whether it gives the activation at the provenance's target site."""
     provenance: Provenance
     """Model, site, data, seed and recipe."""
     metrics: dict[str, float]
@@ -142,6 +149,7 @@ def save_sae(
         n_features=sae.n_features,
         sparsity=to_plain(sae.config.sparsity),
         prefixes=sae.config.prefixes,
+        transcoder=sae.config.transcoder,
         provenance=provenance,
         metrics=metrics,
         weights=write_tensors(Path(folder), "sae.safetensors", tensors),
@@ -204,12 +212,13 @@ def _config(record: SAERecord, kinds: Sequence[type[Any]]) -> SAEConfig:
             fix=f"Use one of {', '.join(sorted(known))}, or give your class in kinds=",
         )
     try:
-        sparsity: Sparsity = from_plain(known[name], record.sparsity, where="sae.json")
+        sparsity: AnySparsity = from_plain(known[name], record.sparsity, where="sae.json")
         return SAEConfig(
             d_model=record.d_model,
             n_features=record.n_features,
             sparsity=sparsity,
             prefixes=record.prefixes,
+            transcoder=record.transcoder,
         )
     except ConfigError as failure:
         raise CheckpointError(
@@ -241,8 +250,10 @@ def _check_reference(sae: SAE, tensors: dict[str, Tensor], folder: Path) -> None
     now = _reference_tensors(sae, tensors["reference.activations"])
     codes, expected = _dense(now, sae), _dense(tensors, sae)
     largest = float(expected.max()) if expected.numel() else 0.0
-    usual = ~_on_the_edge(codes, expected, _TOLERANCE * largest)
-    normal = [sae.normalise(x["reference.reconstruction"]) for x in (now, tensors)]
+    tolerance = _TOLERANCE * largest
+    near = _near_switch(sae, tensors["reference.activations"], tolerance)
+    usual = ~_on_the_edge(codes, expected, near, tolerance)
+    normal = [sae.normalise_target(x["reference.reconstruction"]) for x in (now, tensors)]
     checks = {
         "codes": (codes - expected, largest),
         "reconstruction": (normal[0] - normal[1], max(1.0, float(normal[1].abs().max()))),
@@ -261,14 +272,28 @@ def _check_reference(sae: SAE, tensors: dict[str, Tensor], folder: Path) -> None
 def _on_the_edge(
     codes: Float[Tensor, "token feature"],
     expected: Float[Tensor, "token feature"],
+    near: Bool[Tensor, "token feature"],
     tolerance: float,
 ) -> Bool[Tensor, " token"]:
-    """Tokens where only features at the very edge of the selection differ, by rounding."""
+    """Tokens where only features at the very edge of the selection differ, by rounding.
+
+    That is the token's smallest activation, or where the sparsity kind has an edge of its own.
+    """
     flipped = (codes > 0) != (expected > 0)
     both = torch.maximum(codes, expected)
     floor = torch.where(both > 0, both, torch.inf).min(dim=1, keepdim=True).values
-    edge = flipped & (both <= floor + tolerance)
+    edge = flipped & ((both <= floor + tolerance) | near)
     return flipped.any(dim=1) & (edge == flipped).all(dim=1)
+
+
+def _near_switch(
+    sae: SAE, x: Float[Tensor, "token d_model"], tolerance: float
+) -> Bool[Tensor, "token feature"]:
+    """Where a learned sparsity kind is about to switch a feature on or off."""
+    pre = sae.pre_activations(sae.normalise(x))
+    if not isinstance(sae.config.sparsity, LearnedSparsity):
+        return torch.zeros_like(pre, dtype=torch.bool)
+    return sae.config.sparsity.margin(pre, sae.vectors).abs() <= tolerance
 
 
 def _dense(tensors: dict[str, Tensor], sae: SAE) -> Float[Tensor, "token feature"]:

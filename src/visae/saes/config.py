@@ -3,9 +3,10 @@
 import dataclasses
 
 from visae.errors import ConfigError
-from visae.saes.sparsity import BatchTopK, Sparsity
+from visae.saes.learned import AnySparsity
+from visae.saes.sparsity import BatchTopK
 
-__all__ = ["SAEConfig", "matryoshka_prefixes"]
+__all__ = ["ArchetypesConfig", "SAEConfig"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -16,10 +17,12 @@ class SAEConfig:
     """Width of the activations."""
     n_features: int
     """Number of features."""
-    sparsity: Sparsity = dataclasses.field(default_factory=BatchTopK)
+    sparsity: AnySparsity = dataclasses.field(default_factory=BatchTopK)
     """Which pre-activations survive."""
     prefixes: tuple[int, ...] = ()
     """Matryoshka: sizes of nested prefixes of the features, ascending, ending with n_features."""
+    transcoder: bool = False
+    """Whether it gives the activation at another site, which has a mean and scale of its own."""
 
     def __post_init__(self) -> None:
         if self.d_model < 1 or self.n_features < 1:
@@ -43,15 +46,17 @@ class SAEConfig:
             )
 
 
-def matryoshka_prefixes(n_features: int) -> tuple[int, ...]:
-    """Ends of the groups 1/16, 1/8, 1/4 and 9/16 of the features (2503.17547).
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ArchetypesConfig:
+    """A decoder made of archetypes of the data (``saes.archetypal``, 2502.12892)."""
 
-    Raises:
-        ConfigError: when n_features is not divisible by 16.
-    """
-    if n_features % 16:
-        raise ConfigError(
-            f"n_features {n_features} is not divisible into the groups 1/16, 1/8, 1/4 and 9/16",
-            fix="Give a multiple of 16",
-        )
-    return tuple(n_features * share // 16 for share in (1, 3, 7, 16))
+    n_centroids: int = 2048
+    """Centroids that the rows are mixed from."""
+    delta: float = 1.0
+    """δ, how far a mixture may leave them, in normalised units (a token's norm is √d_model)."""
+
+    def __post_init__(self) -> None:
+        if self.n_centroids < 2:
+            raise ConfigError(f"n_centroids is {self.n_centroids}", fix="Give at least two")
+        if not self.delta >= 0:
+            raise ConfigError(f"delta is {self.delta}", fix="Give zero or more")

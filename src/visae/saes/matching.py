@@ -35,8 +35,16 @@ def require_match(record: SAERecord, store: ActivationStore, site: str | None = 
     preprocessing must be the same, and the tokens that the SAE reads must be among those kept.
 
     Raises:
-        CheckpointError: naming each difference and the remedy.
+        CheckpointError: naming each difference and the remedy, or when the SAE is a transcoder,
+            whose reconstruction is not of what it reads.
     """
+    if record.transcoder:
+        raise CheckpointError(
+            "This SAE is a transcoder: it gives the activations at "
+            f"{record.provenance.target_site}, not those that it reads",
+            where=f"site {record.provenance.site}",
+            fix="Encode and decode with load_sae, or use an SAE of one site here",
+        )
     own = record.provenance.site
     asked = own if site is None else site
     if asked != own or own not in store.sites:
@@ -59,7 +67,12 @@ def _differences(record: SAERecord, store: ActivationStore, site: str) -> Iterat
     yield from _preprocessing_differences(made.preprocessing, kept.preprocessing)
 
 
-def _preprocessing_differences(sae: Preprocessing, store: Preprocessing) -> Iterator[_Difference]:
+def _preprocessing_differences(
+    sae: Preprocessing | None, store: Preprocessing | None
+) -> Iterator[_Difference]:
+    """What differs where both are known."""
+    if sae is None or store is None:
+        return
     of_sae, of_store = to_plain(sae), to_plain(store)
     for name, value in of_sae.items():
         if value != of_store[name]:

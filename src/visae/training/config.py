@@ -7,8 +7,10 @@ from typing import Literal
 
 from visae.errors import ConfigError
 from visae.models.layout import TokenPolicy
-from visae.saes.config import SAEConfig, matryoshka_prefixes
-from visae.saes.sparsity import BatchTopK, Sparsity
+from visae.saes.config import ArchetypesConfig, SAEConfig
+from visae.saes.learned import AnySparsity
+from visae.saes.prefixes import matryoshka_prefixes
+from visae.saes.sparsity import BatchTopK
 
 __all__ = ["Control", "RunConfig", "TrainConfig"]
 
@@ -26,10 +28,20 @@ class RunConfig:
     """Name of its folder."""
     n_features: int
     """Number of features."""
-    sparsity: Sparsity = dataclasses.field(default_factory=BatchTopK)
+    site: str | None = None
+    """The site it reads; without it, the one that the group is trained on."""
+    sparsity: AnySparsity = dataclasses.field(default_factory=BatchTopK)
     """Which pre-activations survive."""
     matryoshka: bool = True
     """Whether nested prefixes of the features must reconstruct too."""
+    random_prefixes: int = 0
+    """So many prefixes, drawn anew for each batch, instead of the groups 1/16, 1/8, 1/4, 9/16."""
+    archetypes: ArchetypesConfig | None = None
+    """Mix the decoder's rows from archetypes of the data instead of learning them freely."""
+    orthogonality: float = 0.0
+    """Weight of the penalty on features that point the same way."""
+    target_site: str | None = None
+    """Make a transcoder, which gives the activations at this site."""
     seed: int = 0
     """Seed of its initialisation."""
     learning_rate: float | None = None
@@ -55,6 +67,42 @@ class RunConfig:
                 where=self.name,
                 fix="Give a number above zero, or none for the default",
             )
+        if not self.orthogonality >= 0:
+            raise ConfigError(
+                f"orthogonality is {self.orthogonality}", where=self.name, fix="Give zero or more"
+            )
+        self._check_prefixes()
+        self._check_archetypes()
+
+    def _check_prefixes(self) -> None:
+        if self.random_prefixes and not 2 <= self.random_prefixes <= self.n_features:
+            raise ConfigError(
+                f"random_prefixes is {self.random_prefixes}",
+                where=self.name,
+                fix="Draw at least two and at most n_features, or give 0 for the fixed groups",
+            )
+        if self.random_prefixes and not self.matryoshka:
+            raise ConfigError(
+                "random_prefixes needs matryoshka",
+                where=self.name,
+                fix="Set matryoshka, or random_prefixes to 0",
+            )
+
+    def _check_archetypes(self) -> None:
+        if self.archetypes is None:
+            return
+        if self.control != "none":
+            raise ConfigError(
+                f"Archetypes cannot be joined with the control {self.control}",
+                where=self.name,
+                fix="Leave one of them out",
+            )
+        if self.target_site is not None:
+            raise ConfigError(
+                "A transcoder cannot be made of archetypes",
+                where=self.name,
+                fix="Leave out archetypes or target_site",
+            )
 
     @property
     def learns(self) -> bool:
@@ -79,8 +127,13 @@ class RunConfig:
             d_model=d_model,
             n_features=self.n_features,
             sparsity=self.sparsity,
-            prefixes=matryoshka_prefixes(self.n_features) if self.matryoshka else (),
+            prefixes=self._fixed_prefixes(),
+            transcoder=self.target_site is not None,
         )
+
+    def _fixed_prefixes(self) -> tuple[int, ...]:
+        fixed = self.matryoshka and not self.random_prefixes
+        return matryoshka_prefixes(self.n_features) if fixed else ()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -8,8 +8,12 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
 from visae.errors import StoreError
+from visae.saes.archetypal import Archetypes
 from visae.saes.initialise import Rows, initialise
-from visae.saes.losses import batch_loss
+from visae.saes.learned import LearnedSparsity
+from visae.saes.losses import BatchLoss, batch_loss
+from visae.saes.orthogonality import orthogonality_loss
+from visae.saes.prefixes import random_prefixes
 from visae.saes.sae import SAE
 from visae.training.config import Control, RunConfig, TrainConfig
 
@@ -36,7 +40,8 @@ class Trainee:
 
     def __init__(self, sae: SAE, run: RunConfig, config: TrainConfig) -> None:
         self.sae, self.run, self._config = sae, run, config
-        self._parameters = _freeze(sae, run.control)
+        self._archetypes = _archetypes(sae, run)
+        self._parameters = _trainable(sae, self._archetypes, run.control)
         self._peak_rate = run.peak_learning_rate(config.n_steps)
         self._optimiser = torch.optim.Adam(
             self._parameters, lr=self._peak_rate, eps=6.25e-10, fused=True
@@ -44,8 +49,15 @@ class Trainee:
         self.tokens_since_fired = torch.zeros(sae.n_features, dtype=torch.int64)
         self._n_thresholds = 0
 
-    def start(self, sample: Float[Tensor, "token d_model"]) -> None:
-        """Initialise the weights, and the threshold, from raw activations."""
+    def start(
+        self,
+        sample: Float[Tensor, "token d_model"],
+        target: Float[Tensor, "token d_model"] | None = None,
+    ) -> None:
+        """Initialise the weights, and the threshold, from raw activations.
+
+        ``target`` are those of the same tokens at a transcoder's other site.
+        """
         rows: dict[Control, Rows] = {
             "none": "mixed",
             "untrained": "random",
@@ -53,10 +65,17 @@ class Trainee:
             "frozen-encoder": "random",
             "random-activations": "data",
         }
-        initialise(self.sae, sample, rows=rows[self.run.control], seed=self.run.seed)
+        initialise(
+            self.sae,
+            sample,
+            rows=rows[self.run.control],
+            seed=self.run.seed,
+            target=target,
+            archetypes=self._archetypes,
+        )
         with torch.no_grad():
             first = self.sae.normalise(sample[: self._config.batch_size])
-            codes = self.sae.config.sparsity.select(self.sae.pre_activations(first))
+            codes = self.sae.select_batch(self.sae.pre_activations(first))
             self._observe_threshold(codes.values)
 
     @property
@@ -64,39 +83,66 @@ class Trainee:
         """Features that have not fired for long enough to count as dead."""
         return self.tokens_since_fired > self._config.dead_after
 
-    def step(self, x: Float[Tensor, "token d_model"], number: int) -> StepFigures:
+    def step(
+        self,
+        x: Float[Tensor, "token d_model"],
+        number: int,
+        target: Float[Tensor, "token d_model"] | None = None,
+    ) -> StepFigures:
         """The optimisation step of some number (from 0) on a batch of raw activations.
+
+        ``target`` are those of the same tokens at a transcoder's other site.
 
         Raises:
             StoreError: when the loss is not finite; the weights are those before the step.
         """
-        loss = batch_loss(
-            self.sae,
-            x,
-            self.dead,
-            auxk_alpha=self._config.auxk_alpha,
-            penalty_share=self._config.penalty_share(number),
-        )
+        loss = self._loss(x, number, target)
         if not torch.isfinite(loss.total):
             raise StoreError(
                 f"The loss of {self.run.name} is {float(loss.total.detach())}",
                 fix="Look for NaN in the store with visae doctor, or lower the learning rate",
             )
         self._optimiser.zero_grad()
+        self.sae.zero_grad()
         torch.autograd.backward(loss.total)
         self._project_and_clip()
         self._set_rate(self._peak_rate * self._config.rate_factor(number))
         self._optimiser.step()
         self._renormalise()
+        self._hold_learned()
         self._observe_threshold(loss.codes.values)
         self._observe_firing(loss.codes.features, x.shape[0])
-        spread = mse_loss(x, x.mean(dim=0).expand_as(x)) / self.sae.scale.square()
         return StepFigures(
             loss=float(loss.total.detach()),
-            nmse=float(loss.reconstruction / spread),
+            nmse=float(loss.reconstruction / self._spread(x if target is None else target)),
             l0=loss.codes.values.numel() / x.shape[0],
             auxk=float(loss.auxk),
         )
+
+    def _loss(self, x: Tensor, number: int, target: Tensor | None) -> BatchLoss:
+        """The loss of one step; what it draws at random depends on seed and step alone."""
+        generator = torch.Generator().manual_seed((self.run.seed * 2**32 + number) % 2**63)
+        n_prefixes = self.run.random_prefixes
+        loss = batch_loss(
+            self.sae,
+            x,
+            self.dead,
+            auxk_alpha=self._config.auxk_alpha,
+            penalty_share=self._config.penalty_share(number),
+            target=target,
+            prefixes=random_prefixes(self.sae.n_features, n_prefixes, generator)
+            if n_prefixes
+            else (),
+        )
+        if not self.run.orthogonality:
+            return loss
+        alike = orthogonality_loss(self.sae.W_dec, generator)
+        return loss._replace(total=loss.total + self.run.orthogonality * alike)
+
+    def _spread(self, wanted: Float[Tensor, "token d_model"]) -> Float[Tensor, ""]:
+        """Mean square of the wanted activations around their mean, in normalised units."""
+        scale = self.sae.target_scale if self.sae.config.transcoder else self.sae.scale
+        return mse_loss(wanted, wanted.mean(dim=0).expand_as(wanted)) / scale.square()
 
     def state(self) -> dict[str, Tensor]:
         """Everything that a resumed run needs, as tensors."""
@@ -104,18 +150,20 @@ class Trainee:
         for index, parameter in enumerate(self._parameters):
             for name, value in self._optimiser.state.get(parameter, {}).items():
                 state[f"adam.{index}.{name}"] = torch.as_tensor(value)
+        if self._archetypes is not None:
+            found = self._archetypes.state_dict()
+            state |= {f"archetypes.{name}": tensor for name, tensor in found.items()}
         state["tokens_since_fired"] = self.tokens_since_fired
         state["n_thresholds"] = torch.tensor(self._n_thresholds)
         return state
 
     def restore(self, state: dict[str, Tensor]) -> None:
         """Continue from what ``state`` gave."""
-        weights = {k.removeprefix("sae."): v for k, v in state.items() if k.startswith("sae.")}
-        self.sae.load_state_dict(weights, strict=True)
+        self.sae.load_state_dict(_below("sae.", state), strict=True)
+        if self._archetypes is not None:
+            self._archetypes.load_state_dict(_below("archetypes.", state), strict=True)
         for index, parameter in enumerate(self._parameters):
-            prefix = f"adam.{index}."
-            found = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-            if found:
+            if found := _below(f"adam.{index}.", state):
                 self._optimiser.state[parameter] = found
         self.tokens_since_fired = state["tokens_since_fired"]
         self._n_thresholds = int(state["n_thresholds"])
@@ -126,6 +174,9 @@ class Trainee:
         rows, grad = self.sae.W_dec, self.sae.W_dec.grad
         if grad is not None:
             grad.sub_((grad * rows).sum(1, keepdim=True) * rows)
+            if self._archetypes is not None:
+                with torch.enable_grad():
+                    torch.autograd.backward(self._archetypes.rows(), grad)
         torch.nn.utils.clip_grad_norm_(self._parameters, self._config.clip_norm)
 
     def _set_rate(self, rate: float) -> None:
@@ -134,8 +185,19 @@ class Trainee:
 
     @torch.no_grad()
     def _renormalise(self) -> None:
-        if self.sae.W_dec.requires_grad:
+        if self._archetypes is not None:
+            self._archetypes.hold()
+            self.sae.W_dec.copy_(self._archetypes.rows())
+        elif self.sae.W_dec.requires_grad:
             self.sae.W_dec.div_(self.sae.W_dec.norm(dim=1, keepdim=True).clamp_min(1e-12))
+
+    @torch.no_grad()
+    def _hold_learned(self) -> None:
+        """Keep what the sparsity kind learns within its bounds."""
+        sparsity = self.sae.config.sparsity
+        if isinstance(sparsity, LearnedSparsity):
+            for name, vector in sparsity.vectors.items():
+                self.sae.learned[name].clamp_(min=vector.least)
 
     @torch.no_grad()
     def _observe_threshold(self, values: Float[Tensor, " entry"]) -> None:
@@ -156,12 +218,28 @@ class Trainee:
         self.tokens_since_fired.index_fill_(0, features, 0)
 
 
-def _freeze(sae: SAE, control: Control) -> list[nn.Parameter]:
-    """Exclude from training what a control keeps as it starts; the parameters that learn."""
+def _archetypes(sae: SAE, run: RunConfig) -> Archetypes | None:
+    """What the decoder's rows are made of, if not free."""
+    if run.archetypes is None:
+        return None
+    return Archetypes(run.archetypes, n_features=sae.n_features, d_model=sae.d_model)
+
+
+def _trainable(sae: SAE, archetypes: Archetypes | None, control: Control) -> list[nn.Parameter]:
+    """The parameters that Adam moves; a frozen half is excluded from training."""
     kept = {
         "frozen-decoder": (sae.W_dec, sae.b_dec),
         "frozen-encoder": (sae.W_enc, sae.b_enc),
     }
     for parameter in kept.get(control, ()):
         parameter.requires_grad_(False)
-    return [parameter for parameter in sae.parameters() if parameter.requires_grad]
+    learning = [parameter for parameter in sae.parameters() if parameter.requires_grad]
+    if archetypes is None:
+        return learning
+    free = [parameter for parameter in learning if parameter is not sae.W_dec]
+    return [*free, *archetypes.parameters()]
+
+
+def _below(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors whose names begin with a prefix, without it."""
+    return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
