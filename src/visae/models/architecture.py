@@ -61,10 +61,11 @@ class Architecture:
     grids: tuple[tuple[int, int], ...] = ()
     """Rows and columns that the patches may have; the first that fits a site's tokens is it."""
     stages: tuple[str, ...] = ()
-    """Module paths that are listed as sites besides the blocks' parts."""
+    """Module paths that are listed as sites where no part of a block is one."""
     usual_form: Form = "channels first"
     """Where feature maps have their channels, if their shape leaves it open."""
     layouts: Mapping[str, Layout] = dataclasses.field(default_factory=dict)
-    """Layouts of module paths where they are known beforehand."""
+    """Layouts of module paths where they are known beforehand; such a module may give a tuple, of
+    which the first element is meant."""
     no_heads: str = "its blocks have no attention with an output projection of its own"
     """Why there are no attention heads to be had, where no block has any."""

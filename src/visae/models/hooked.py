@@ -6,6 +6,7 @@ run whole from the pixels with the site's part replaced, which is exact too.
 """
 
 import contextlib
+import functools
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
@@ -68,10 +69,13 @@ class HookedModel:
         """How images become its input."""
         return self._preprocessing
 
-    @property
+    @functools.cached_property
     def sites(self) -> Sequence[str]:
-        """Those of residual, mlp, attention and heads that each block has, and the stages."""
-        return named_sites(self._architecture)
+        """What gives tokens: parts of its blocks, or else its stages; found by one blank pass."""
+        of_blocks, stages = named_sites(self._architecture)
+        observed = self._observe((*of_blocks, *stages))
+        working = [site for site in observed if self._gives_tokens(site, observed[site])]
+        return tuple(site for site in of_blocks if site in working) or tuple(working)
 
     def layout(self, site: str) -> Layout:
         """Token layout at a site, found by one pass over a blank image.
@@ -216,24 +220,49 @@ class HookedModel:
     def _shape(self, site: str) -> SiteShape:
         return self._measure([site])[site]
 
-    @torch.no_grad()
     def _measure(self, sites: Sequence[str]) -> dict[str, SiteShape]:
-        """How to read some sites; those not seen before are found by one pass, of a blank image."""
-        found: dict[str, list[Any]] = {site: [] for site in sites if site not in self._shapes}
-        size = self._preprocessing.size
+        """How to read some sites; those not seen before are found by one pass over a blank image.
+
+        Raises:
+            ModelError: when one of them is no site of this model.
+        """
+        unseen = [site for site in sites if site not in self._shapes]
+        for site, values in self._observe(unseen).items():
+            self._shapes[site] = self._shape_of(site, values)
+        return {site: self._shapes[site] for site in sites}
+
+    def _shape_of(self, site: str, values: list[Any]) -> SiteShape:
+        return site_shape(
+            self._architecture,
+            values,
+            site=site,
+            name=self._identity.name,
+            size=self._preprocessing.size,
+        )
+
+    @torch.no_grad()
+    def _observe(self, sites: Sequence[str]) -> dict[str, list[Any]]:
+        """All that each of some sites gives in one pass over a blank image."""
+        found: dict[str, list[Any]] = {site: [] for site in sites}
         if found:
             with self._lock, contextlib.ExitStack() as stack:
                 for site in found:
                     self._read(site, lambda name, value: found[name].append(value), stack)
+                size = self._preprocessing.size
                 self._architecture.forward(torch.zeros(1, 3, *size, device=self._device()))
-        for site, values in found.items():
-            self._shapes[site] = site_shape(
-                self._architecture, values, site=site, name=self._identity.name, size=size
-            )
-        return {site: self._shapes[site] for site in sites}
+        return found
+
+    def _gives_tokens(self, site: str, values: list[Any]) -> bool:
+        try:
+            self._shapes[site] = self._shape_of(site, values)
+        except ModelError:
+            return False
+        return True
 
 
-def identify(network: nn.Module, *, name: str, title: str) -> ModelIdentity:
+def identify(
+    network: nn.Module, *, name: str, title: str, revision: str | None = None
+) -> ModelIdentity:
     """Which model a network is, by the content of its weights.
 
     Raises:
@@ -246,7 +275,8 @@ def identify(network: nn.Module, *, name: str, title: str) -> ModelIdentity:
                 where=f"{name}, {key}",
                 fix="Get the weights again, or look at how they were trained",
             )
-    return ModelIdentity(name=name, title=title, weights_sha256=hash_tensors(network.state_dict()))
+    weights_sha256 = hash_tensors(network.state_dict())
+    return ModelIdentity(name=name, title=title, weights_sha256=weights_sha256, revision=revision)
 
 
 class _EverythingReadError(Exception):

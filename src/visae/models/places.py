@@ -55,8 +55,8 @@ class Place(NamedTuple):
         return with_main(value, changed) if self.may_be_tuple else changed
 
 
-def named_sites(architecture: Architecture) -> tuple[str, ...]:
-    """The sites that each block has, block by block, and the network's stages.
+def named_sites(architecture: Architecture) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The parts of the blocks, block by block, and the stages that are modules of the network.
 
     Single heads (``heads@9.3``) and other module paths are accepted besides.
     """
@@ -66,7 +66,8 @@ def named_sites(architecture: Architecture) -> tuple[str, ...]:
         for kind, part in _parts(block).items()
         if part is not None
     )
-    return (*of_blocks, *architecture.stages)
+    modules = dict(architecture.network.named_modules())
+    return tuple(of_blocks), tuple(stage for stage in architecture.stages if stage in modules)
 
 
 def find_place(architecture: Architecture, site: str, name: str) -> Place:
@@ -79,7 +80,8 @@ def find_place(architecture: Architecture, site: str, name: str) -> Place:
         return found
     modules = dict(architecture.network.named_modules())
     if site and site in modules:
-        return _of_module(architecture, modules[site])
+        place = _of_module(architecture, modules[site])
+        return place._replace(may_be_tuple=place.may_be_tuple or site in architecture.layouts)
     n_blocks = len(architecture.blocks)
     where = f"it has {n_blocks} blocks, numbered from 0" if n_blocks else "it has no blocks"
     if site.startswith("heads@") and not any(block.heads for block in architecture.blocks):
@@ -88,7 +90,7 @@ def find_place(architecture: Architecture, site: str, name: str) -> Place:
             where=where,
             fix="Use attention, mlp or residual sites, or a module path",
         )
-    options = (*named_sites(architecture), *filter(None, modules))
+    options = (*named_sites(architecture)[0], *filter(None, modules))
     raise ModelError(
         f"{name} has no site {site}",
         where=where,

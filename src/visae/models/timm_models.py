@@ -5,25 +5,35 @@ from typing import Any, cast, get_args
 from timm.models.beit import Beit
 from timm.models.cait import Cait
 from timm.models.eva import Eva
+from timm.models.levit import Levit
+from timm.models.mvitv2 import MultiScaleVit
+from timm.models.naflexvit import NaFlexVit
 from timm.models.vision_transformer import VisionTransformer
 from timm.models.vision_transformer_relpos import VisionTransformerRelPos
+from timm.models.xcit import Xcit
 from torch import Tensor, nn
 
 from visae.errors import ModelError
 from visae.models.architecture import Architecture, Block, Heads
 from visae.models.hooked import HookedModel, identify
+from visae.models.layout import Layout
 from visae.models.preprocessing import Interpolation, Preprocessing
 from visae.models.protocol import Output
 from visae.models.shapes import Form, flatten
 
 __all__ = ["timm_architecture", "timm_model"]
 
-_CHAINS = (Beit, Cait, Eva, VisionTransformer, VisionTransformerRelPos)
+_CHAINS = (Beit, Cait, Eva, NaFlexVit, VisionTransformer, VisionTransformerRelPos, Xcit)
 _PARTS = {"mlp": ("drop_path2", "ls2", "mlp"), "attention": ("drop_path1", "ls1", "attn")}
 
 
 def timm_model(
-    network: nn.Module, *, name: str, title: str, data_config: dict[str, Any]
+    network: nn.Module,
+    *,
+    name: str,
+    title: str,
+    data_config: dict[str, Any],
+    revision: str | None = None,
 ) -> HookedModel:
     """A frozen timm network as a ``VisionModel``, on the device where the network is.
 
@@ -33,25 +43,26 @@ def timm_model(
     preprocessing = _preprocessing(data_config, name)
     return HookedModel(
         timm_architecture(network, preprocessing.size),
-        identity=identify(network, name=name, title=title),
+        identity=identify(network, name=name, title=title, revision=revision),
         preprocessing=preprocessing,
     )
 
 
 def timm_architecture(network: nn.Module, size: tuple[int, int]) -> Architecture:
     """What a timm network is made of; ``size`` is its input's height and width in pixels."""
-    blocks = tuple(_block(module) for module in getattr(network, "blocks", ()))
     features = getattr(network, "feature_info", None) or []
+    layouts = _stage_layouts(network, size)
     return Architecture(
         network=network,
         forward=lambda pixels: _forward(network, pixels),
-        blocks=blocks,
+        blocks=_blocks(network),
         is_chain=isinstance(network, _CHAINS),
         stem=_stem(network),
         special=_special_tokens(network),
         grids=_grids(network, size),
-        stages=() if blocks else tuple(str(info["module"]) for info in features),
+        stages=tuple(dict.fromkeys((*(str(info["module"]) for info in features), *layouts))),
         usual_form=_usual_form(network),
+        layouts=layouts,
     )
 
 
@@ -59,6 +70,12 @@ def _forward(network: nn.Module, pixels: Tensor) -> Output:
     """Final tokens, and the logits where the network has a head."""
     timm_network = cast(Any, network)
     features = timm_network.forward_features(pixels)
+    if not isinstance(features, Tensor):
+        raise ModelError(
+            f"This architecture gives a {type(features).__name__} of features, not one tensor",
+            where=type(network).__name__,
+            fix="Choose another architecture, or wrap this one with visae.models.custom.wrap",
+        )
     has_head = getattr(network, "num_classes", 0) > 0
     logits = timm_network.forward_head(features) if has_head else None
     form: Form = "tokens" if features.ndim == 3 else _usual_form(network)
@@ -69,6 +86,14 @@ def _usual_form(network: nn.Module) -> Form:
     """Where this architecture has the channels of its feature maps."""
     last = str(getattr(network, "output_fmt", "NCHW")).endswith("NHWC")
     return "channels last" if last else "channels first"
+
+
+def _blocks(network: nn.Module) -> tuple[Block, ...]:
+    """The blocks of a residual stream; a convolutional network's groups of blocks are stages."""
+    modules = list(getattr(network, "blocks", ()))
+    if any(isinstance(module, nn.Sequential) for module in modules):
+        return ()
+    return tuple(_block(module) for module in modules)
 
 
 def _block(module: nn.Module) -> Block:
@@ -84,13 +109,17 @@ def _part(block: nn.Module, kind: str) -> nn.Module | None:
     """The module whose output is what a block's mlp or attention adds to the residual stream.
 
     That is what comes out of the module before the sum, after LayerScale and post-norm where a
-    block has them.
+    block has them; no module gives that where LayerScale is a plain multiplication before the sum.
     """
     if not isinstance(getattr(block, _PARTS[kind][-1], None), nn.Module):
         return None
-    return next(
+    part = next(
         part for name in _PARTS[kind] if isinstance(part := getattr(block, name, None), nn.Module)
     )
+    is_scaled_later = any(
+        name.startswith("gamma") for name, _ in block.named_parameters(recurse=False)
+    )
+    return None if is_scaled_later and part is getattr(block, _PARTS[kind][-1]) else part
 
 
 def _heads(attention: nn.Module | None) -> Heads | None:
@@ -103,7 +132,7 @@ def _heads(attention: nn.Module | None) -> Heads | None:
 
 def _stem(network: nn.Module) -> nn.Module | None:
     """The module that makes patches of pixels."""
-    named = (getattr(network, name, None) for name in ("patch_embed", "stem"))
+    named = (getattr(network, name, None) for name in ("patch_embed", "embeds", "stem"))
     return next((part for part in named if isinstance(part, nn.Module)), None)
 
 
@@ -111,16 +140,39 @@ def _special_tokens(network: nn.Module) -> tuple[str, ...]:
     """The names of the special tokens: those with a parameter of their own, then registers."""
     n_special = int(getattr(network, "num_prefix_tokens", 0))
     known = {"cls": "cls_token", "distillation": "dist_token"}
-    named = [n for n, part in known.items() if getattr(network, part, None) is not None]
+    owners = (network, getattr(network, "embeds", None))
+    named = [
+        name
+        for name, part in known.items()
+        if any(getattr(owner, part, None) is not None for owner in owners)
+    ]
     named = named[:n_special]
     return (*named, *(f"register{index}" for index in range(n_special - len(named))))
+
+
+def _stage_layouts(network: nn.Module, size: tuple[int, int]) -> dict[str, Layout]:
+    """Layouts of stages that give tokens on ever coarser grids."""
+    if isinstance(network, MultiScaleVit):
+        special = _special_tokens(network)
+        grids = [cast(Any, stage).feat_size for stage in network.stages]
+    elif isinstance(network, Levit):
+        special = ()
+        strides = [int(cast(Any, info)["reduction"]) for info in network.feature_info]
+        grids = [(-(-size[0] // stride), -(-size[1] // stride)) for stride in strides]
+    else:
+        return {}
+    return {
+        f"stages.{index}": Layout(special=special, grid=(int(rows), int(columns)))
+        for index, (rows, columns) in enumerate(grids)
+    }
 
 
 def _grids(network: nn.Module, size: tuple[int, int]) -> tuple[tuple[int, int], ...]:
     """The patch grids that the network may have: as its stem says, whole patches first."""
     stem = _stem(network)
     patch, known = getattr(stem, "patch_size", None), getattr(stem, "grid_size", None)
-    counted = (size[0] // patch[0], size[1] // patch[1]) if patch else None
+    rows, columns = (patch, patch) if isinstance(patch, int) else patch or (None, None)
+    counted = (size[0] // rows, size[1] // columns) if rows and columns else None
     return tuple((int(grid[0]), int(grid[1])) for grid in (counted, known) if grid)
 
 
