@@ -254,7 +254,7 @@ def test_a_column_of_masks_gives_masks(masked, folder, sent):
 
 def test_without_a_column_of_masks_there_are_none(masked):
     assert not isinstance(open_images(masked[0]), MaskedSource)
-    with pytest.raises(ImageError, match=r"Name it with \?mask=COLUMN"):
+    with pytest.raises(ImageError, match=r"Name the masks with \?mask="):
         open_images(f"{masked[0]}?ignore=9")
 
 
