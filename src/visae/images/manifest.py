@@ -16,7 +16,7 @@ from visae.errors import ImageError, nearest_names
 from visae.images.decode import read_file, read_image
 from visae.images.groups import column_names, join_groups
 from visae.images.location import is_folder, is_there, join_options, nearest_siblings
-from visae.images.masks import MaskOptions
+from visae.images.masks import ImagePair, MaskOptions
 from visae.images.source import ImageEntry, LoadedImage
 
 __all__ = ["MANIFEST_SUFFIXES", "ManifestImages", "ManifestOptions"]
@@ -112,7 +112,7 @@ class ManifestImages:
         """
         return read_image(self._listed(ref), where=ref)
 
-    def pair(self, ref: str) -> tuple[bytes, bytes | None]:
+    def pair(self, ref: str) -> ImagePair:
         """The bytes of a listed image and of its mask, None where its cell is empty.
 
         Raises:
@@ -120,8 +120,8 @@ class ManifestImages:
         """
         data, mask = read_file(self._listed(ref), where=ref), self._mask_of[ref]
         if mask is None:
-            return data, None
-        return data, read_file(self._root / mask, where=f"mask of {ref}")
+            return ImagePair(data, None)
+        return ImagePair(data, read_file(self._root / mask, where=f"mask of {ref}"))
 
     def _listed(self, ref: str) -> Path:
         if ref not in self._mask_of:

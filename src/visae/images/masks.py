@@ -7,7 +7,7 @@ A source that can hand out the bytes of an image and of its mask is a ``PairSour
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol, final, runtime_checkable
+from typing import NamedTuple, Protocol, final, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int32
@@ -17,10 +17,10 @@ from visae.errors import ImageError
 from visae.images.class_names import read_class_names
 from visae.images.decode import decode_oriented
 from visae.images.mask_decode import MaskTurn, decode_mask
-from visae.images.source import ImageEntry, LoadedImage
+from visae.images.source import ImageEntry, LoadedImage, StreamedSource
 from visae.storage.hashing import hash_bytes
 
-__all__ = ["MaskOptions", "MaskedImages", "PairSource"]
+__all__ = ["ImagePair", "MaskOptions", "MaskedImages", "PairSource"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,9 +48,20 @@ class MaskOptions:
         return tuple(int(text) for text in texts)
 
 
+class ImagePair(NamedTuple):
+    """An image and its mask, not yet decoded."""
+
+    image: bytes
+    """The bytes of the image's file."""
+    mask: bytes | None
+    """The bytes of the mask's file, None where the image has none."""
+    entry: ImageEntry | None = None
+    """What reading told about the image; see ``LoadedImage.entry``."""
+
+
 @runtime_checkable
 class PairSource(Protocol):
-    """A source that can hand out the stored bytes of an image and of its mask."""
+    """A source that can hand out the stored bytes of an image and of its mask; maybe a stream."""
 
     @property
     def location(self) -> str:
@@ -60,8 +71,8 @@ class PairSource(Protocol):
     def entries(self) -> Sequence[ImageEntry]:
         """Every image, in a fixed order."""
 
-    def pair(self, ref: str) -> tuple[bytes, bytes | None]:
-        """The bytes of an image and of its mask, None where it has no mask.
+    def pair(self, ref: str) -> "ImagePair":
+        """The stored bytes of an image and of its mask.
 
         Raises:
             ImageError: when either is missing or cannot be read.
@@ -109,6 +120,11 @@ class MaskedImages:
         """Name of each class value but the ignored ones; empty where no file names them."""
         return self._classes
 
+    @property
+    def is_stream(self) -> bool:
+        """Whether the source is a stream."""
+        return isinstance(self._source, StreamedSource) and self._source.is_stream
+
     def load(self, ref: str) -> LoadedImage:
         """Read an image with its mask.
 
@@ -116,16 +132,14 @@ class MaskedImages:
             ImageError: when one of them cannot be read, they do not fit, or the mask holds a value
                 without a name.
         """
-        data, mask_data = self._source.pair(ref)
-        image = decode_oriented(data, where=ref)
-        if mask_data is None:
-            return LoadedImage(hash_bytes(data), image.pixels)
-        values = decode_mask(mask_data, image, where=ref, turn=self._turn)
-        return LoadedImage(
-            hash_bytes(data),
-            image.pixels,
-            mask=Image.fromarray(self._without_ignored(values, ref)),
-            mask_id=hash_bytes(mask_data),
+        pair = self._source.pair(ref)
+        image = decode_oriented(pair.image, where=ref)
+        loaded = LoadedImage(hash_bytes(pair.image), image.pixels, entry=pair.entry)
+        if pair.mask is None:
+            return loaded
+        values = decode_mask(pair.mask, image, where=ref, turn=self._turn)
+        return loaded._replace(
+            mask=Image.fromarray(self._without_ignored(values, ref)), mask_id=hash_bytes(pair.mask)
         )
 
     def _without_ignored(

@@ -14,7 +14,7 @@ from visae.images.class_names import CLASS_FILES
 from visae.images.decode import read_file
 from visae.images.folder import list_images
 from visae.images.location import is_folder, is_there, join_options, nearest_siblings
-from visae.images.masks import MaskOptions
+from visae.images.masks import ImagePair, MaskOptions
 from visae.images.source import ImageEntry
 
 __all__ = ["SegmentationFolder", "SegmentationOptions"]
@@ -86,7 +86,7 @@ class SegmentationFolder:
         """Every image, in code-point order of its path."""
         return self._entries
 
-    def pair(self, ref: str) -> tuple[bytes, bytes]:
+    def pair(self, ref: str) -> ImagePair:
         """The bytes of a listed image and of its mask.
 
         Raises:
@@ -96,7 +96,9 @@ class SegmentationFolder:
             what = f"No image of this name was found in {self._images}"
             raise ImageError(what, where=ref, fix="Use a ref that `entries` lists")
         mask = self._masks / self._mask_of[ref]
-        return read_file(self._images / ref, where=ref), read_file(mask, where=f"mask of {ref}")
+        return ImagePair(
+            read_file(self._images / ref, where=ref), read_file(mask, where=f"mask of {ref}")
+        )
 
 
 def _half(folder: Path, name: str, options: SegmentationOptions) -> Path:

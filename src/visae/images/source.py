@@ -15,7 +15,14 @@ from visae.errors import ImageError
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["ImageEntry", "ImageSource", "LoadedImage", "MaskedSource", "row_number"]
+__all__ = [
+    "ImageEntry",
+    "ImageSource",
+    "LoadedImage",
+    "MaskedSource",
+    "StreamedSource",
+    "row_number",
+]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -81,6 +88,19 @@ class MaskedSource(ImageSource, Protocol):
 
         Empty where the source names none: each value that occurs is then a class of its own, named
         by its number.
+        """
+
+
+@runtime_checkable
+class StreamedSource(ImageSource, Protocol):
+    """A source that may only be able to give its images one after another."""
+
+    @property
+    def is_stream(self) -> bool:
+        """Whether an image costs reading all that come before it.
+
+        A stream is to be read by one process in the order of its entries; a few images out of order
+        (threads of one process) cost nothing.
         """
 
 

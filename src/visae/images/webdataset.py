@@ -15,7 +15,7 @@ from visae.images.decode import decode
 from visae.images.folder import IMAGE_SUFFIXES
 from visae.images.groups import column_names, join_groups
 from visae.images.location import join_options
-from visae.images.masks import MaskOptions
+from visae.images.masks import ImagePair, MaskOptions
 from visae.images.shard_names import find_shards, fixed_folder
 from visae.images.source import ImageEntry, LoadedImage
 from visae.images.tar_index import TarMember, index_tar, read_member
@@ -115,7 +115,7 @@ class WebDatasetImages:
         data = self._read_image(ref)
         return LoadedImage(hash_bytes(data), decode(data, where=ref))
 
-    def pair(self, ref: str) -> tuple[bytes, bytes | None]:
+    def pair(self, ref: str) -> ImagePair:
         """The bytes of a sample's image and of its mask, None where it has no mask.
 
         Raises:
@@ -123,7 +123,7 @@ class WebDatasetImages:
         """
         data, sample = self._read_image(ref), self._samples[ref]
         has_mask = self._mask is not None and self._mask in sample.files
-        return data, sample.read(str(self._mask), ref) if has_mask else None
+        return ImagePair(data, sample.read(str(self._mask), ref) if has_mask else None)
 
     def _read_image(self, ref: str) -> bytes:
         if ref not in self._samples:
