@@ -9,13 +9,14 @@ from typing import Literal
 import pytest
 import torch
 
+from visae.activations.loaders import ShuffledTokens
 from visae.errors import CheckpointError, ConfigError, StoreError
 from visae.saes.checkpoint import load_sae, read_sae_record
 from visae.saes.codes import SparseCodes
 from visae.saes.sparsity import BatchTopK, ReLU, TopK
 from visae.storage.locks import exclusive
 from visae.training.config import RunConfig, TrainConfig
-from visae.training.loop import train
+from visae.training.loop import train, train_on
 from visae.training.metrics import read_metrics
 
 SITE = "residual@0"
@@ -355,7 +356,7 @@ def test_other_settings_of_an_sae_are_named(planted, whole, changes, said):
 
 def test_another_store_is_named(make_planted, whole):
     other = make_planted(seed=5)
-    with pytest.raises(CheckpointError, match="store: '"):
+    with pytest.raises(CheckpointError, match="data: '"):
         train(other.store, SITE, runs(), whole, config=config())
 
 
@@ -380,6 +381,39 @@ def test_an_impossible_sae_is_refused_before_anything_is_written(planted, tmp_pa
     with pytest.raises(ConfigError, match="multiple of 16"):
         train(planted.store, SITE, [run], tmp_path, config=config())
     assert not (tmp_path / "a" / "sae.json").exists()
+
+
+def test_runs_of_one_group_can_read_different_sites(planted, tmp_path, store_of):
+    tables = {SITE: planted.activations, "mlp@1": 3 * planted.activations[..., :8]}
+    store = store_of(tmp_path / "store", tables, shard_bytes=30_000)
+    group = [
+        RunConfig(name=name, n_features=32, sparsity=TopK(k=3), site=site)
+        for name, site in (("own", "mlp@1"), ("default", None))
+    ]
+    saes = train(store, SITE, group, tmp_path, config=config())
+    assert [sae.d_model for sae in saes] == [8, 16]
+    alone = dataclasses.replace(group[0], name="alone", site=None)
+    (again,) = train(store, "mlp@1", [alone], tmp_path, config=config())
+    assert torch.equal(again.W_enc, saes[0].W_enc)
+    assert float(again.scale) == pytest.approx(store.statistics("mlp@1").scale)
+    made = read_sae_record(tmp_path / "own").provenance
+    assert (made.site, made.images) == ("mlp@1", None)
+
+
+@pytest.mark.parametrize("changes", [{"batch_size": 50}, {"tokens": "all"}])
+def test_a_stream_of_other_batches_is_refused(planted, tmp_path, changes):
+    stream = ShuffledTokens(
+        planted.store, SITE, **{"batch_size": 100, "tokens": "patches"} | changes
+    )
+    with pytest.raises(ConfigError, match=r"The stream has batches of .* ask for 100 patches"):
+        train_on(stream, runs()[:1], tmp_path, config=config())
+
+
+def test_a_site_that_the_stream_lacks_is_refused(planted, tmp_path):
+    stream = ShuffledTokens(planted.store, SITE, tokens="patches", batch_size=100)
+    run = dataclasses.replace(runs()[0], site="mlp@3")
+    with pytest.raises(ConfigError, match=r"The stream has no site mlp@3.*residual@0"):
+        train_on(stream, [run], tmp_path, config=config())
 
 
 def test_a_store_too_small_is_refused(planted, tmp_path):

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from visae.activations.loaders import LoaderState
+from visae.activations.mixing_buffer import LoaderState
 from visae.errors import CheckpointError
 from visae.training.resume import (
     ResumePoint,
@@ -17,7 +17,7 @@ RECIPE = {"site": "residual@1", "loop": {"batch_size": 64, "data_seed": 0}}
 
 def write(folder, step):
     point = ResumePoint(
-        step=step, loader=LoaderState(n_pass=1, buffer=2, batch=step), recipe=RECIPE
+        step=step, loader=LoaderState(n_pass=1, fill=2, n_tokens=step), recipe=RECIPE
     )
     write_point(folder, point, {"weights": torch.full((3,), float(step))})
 
@@ -29,7 +29,7 @@ def steps(folder):
 def test_a_point_is_read_as_it_was_written(tmp_path):
     write(tmp_path, 7)
     point, state = read_point(tmp_path, 7)
-    assert point.loader == LoaderState(n_pass=1, buffer=2, batch=7)
+    assert point.loader == LoaderState(n_pass=1, fill=2, n_tokens=7)
     assert torch.equal(state["weights"], torch.full((3,), 7.0))
 
 

@@ -32,7 +32,7 @@ def make_trainee(planted, sparsity, *, double=False, config=CONFIG, **changes):
 
 def batches(planted, n, config=CONFIG):
     loader = ShuffledTokens(planted.store, planted.site, batch_size=config.batch_size)
-    return list(itertools.islice(iter(loader), n))
+    return [batch.activations[planted.site] for batch in itertools.islice(iter(loader), n)]
 
 
 def trained(planted, sparsity, n_steps, **options):

@@ -10,14 +10,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from visae.activations.format import ShardRecord, SiteRecord, StoreRecord, shard_name
+from visae.activations.format import DType, ShardRecord, SiteRecord, StoreRecord, shard_name
 from visae.activations.source import RecordedImages
 from visae.activations.statistics import SiteStatistics
+from visae.activations.token_files import TokenFile, tensor_file
 from visae.errors import ImageError, StoreError, nearest_names
 from visae.images.catalog import ImageTable
 from visae.images.opening import open_images
-from visae.models.config import ModelConfig
+from visae.models.config import ModelConfig, ModelIdentity
 from visae.models.layout import TokenPolicy
+from visae.models.preprocessing import Preprocessing
 from visae.storage.hashing import hash_json
 from visae.storage.portable import resolve_portable
 from visae.storage.records import read_record
@@ -67,6 +69,26 @@ class ActivationStore:
             image_size=self.record.image_size,
             title=self.record.identity.title,
         )
+
+    @property
+    def identity(self) -> ModelIdentity:
+        """Which model it was, by content."""
+        return self.record.identity
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """How images became its input."""
+        return self.record.preprocessing
+
+    @property
+    def dtype(self) -> DType:
+        """Number format of the stored activations."""
+        return self.record.dtype
+
+    @property
+    def tokens(self) -> TokenPolicy:
+        """Which tokens of each image were kept."""
+        return self.record.tokens
 
     @property
     def n_images(self) -> int:
@@ -236,6 +258,22 @@ class ActivationStore:
         raise StoreError(
             "There is no such image", where=self.folder, fix=f"Give a row below {self.n_images}"
         )
+
+    def token_files(self, site: str) -> list[TokenFile]:
+        """The files of a site in order, for readers that know their way around in them.
+
+        Raises:
+            StoreError: when one is missing, cut short or has another shape.
+        """
+        return [
+            tensor_file(
+                self.folder / site / f"{shard_name(index)}.safetensors",
+                "activations",
+                self._expected_shape(site, index),
+                self.dtype,
+            )
+            for index in range(self.n_shards)
+        ]
 
     def missing_shards(self) -> list[int]:
         """Shards that are not written yet."""

@@ -1,23 +1,26 @@
 """Train one or many SAEs over one stream of activations: the verb ``train``.
 
-Every SAE of the group sees the same batches in the same order. Interrupt it at any moment and run
-it again: it goes on from the last resume point, with bit-equal SAEs on the CPU.
+``train`` takes its tokens from a store, ``train_on`` from any stream. Every SAE of the group sees
+the same batches in the same order. Interrupt it at any moment and run it again: it goes on from
+the last resume point, with bit-equal SAEs on the CPU.
 """
 
 import contextlib
+import dataclasses
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from visae.activations.loaders import LoaderState, ShuffledTokens
-from visae.activations.store import ActivationStore
-from visae.errors import ConfigError, StoreError
-from visae.models.layout import TokenPolicy
+from visae.activations.filling import TokenBatch, joined
+from visae.activations.loaders import ShuffledTokens
+from visae.activations.mixing_buffer import LoaderState
+from visae.activations.stored import StoredTokens
+from visae.activations.stream import TokenStream
+from visae.errors import ConfigError
 from visae.progress import Progress, ProgressCallback, silent
 from visae.saes.checkpoint import Provenance, load_sae, read_sae_record, save_sae
 from visae.saes.sae import SAE
@@ -37,13 +40,14 @@ from visae.training.resume import (
 )
 from visae.training.trainee import StepFigures, Trainee
 
-__all__ = ["train"]
+__all__ = ["train", "train_on"]
 
 
 class _Job(NamedTuple):
     """One SAE to be made: its settings, its folder, and every setting that shapes it."""
 
     run: RunConfig
+    site: str
     folder: Path
     recipe: dict[str, Any]
 
@@ -53,7 +57,7 @@ class _Group(NamedTuple):
 
     jobs: list[_Job]
     trainees: list[Trainee]
-    loader: ShuffledTokens
+    stream: TokenStream
     config: TrainConfig
 
     @property
@@ -63,7 +67,7 @@ class _Group(NamedTuple):
 
 
 def train(
-    store: ActivationStore,
+    store: StoredTokens,
     site: str,
     runs: Sequence[RunConfig],
     out: Path,
@@ -71,27 +75,55 @@ def train(
     config: TrainConfig,
     progress: ProgressCallback = silent,
 ) -> list[SAE]:
-    """Train the SAEs of ``runs`` on a site; each is written to ``out / run.name``.
+    """Train the SAEs of ``runs`` on a store; each is written to ``out / run.name``.
 
-    SAEs that are finished already are not trained again.
+    ``site`` is what runs without a site of their own read. What it raises: see ``train_on``.
+    """
+    _check_names(runs)
+    runs = [dataclasses.replace(run, site=run.site or site) for run in runs]
+    stream = ShuffledTokens(
+        store,
+        *dict.fromkeys(run.site or site for run in runs),
+        tokens=config.tokens,
+        batch_size=config.batch_size,
+        buffer_bytes=config.buffer_bytes,
+        seed=config.data_seed,
+    )
+    return train_on(stream, runs, out, config=config, progress=progress)
+
+
+def train_on(
+    stream: TokenStream,
+    runs: Sequence[RunConfig],
+    out: Path,
+    *,
+    config: TrainConfig,
+    progress: ProgressCallback = silent,
+) -> list[SAE]:
+    """Train the SAEs of ``runs`` on a stream; each is written to ``out / run.name``.
+
+    SAEs that are finished already are not trained again. Runs without a site of their own read
+    the stream's first.
 
     Raises:
-        ConfigError: when two runs share a name, or an SAE cannot have the shape asked for.
-        StoreError: when the store is too small, holds NaN, or the folder is being written to.
+        ConfigError: when two runs share a name, an SAE cannot have the shape asked for, or the
+            stream is not the one that ``config`` describes.
+        StoreError: when there are too few tokens, or NaN, or the folder is being written to.
         CheckpointError: when a folder holds a run with other settings (naming them).
     """
     _check_names(runs)
-    jobs = [_Job(run, Path(out) / run.name, _recipe(store, site, run, config)) for run in runs]
+    _check_stream(stream, config)
+    jobs = [_job(stream, run, Path(out), config) for run in runs]
     with contextlib.ExitStack() as locks:
         for job in jobs:
             locks.enter_context(exclusive(job.folder))
             remove_leftovers(job.folder)
         open_jobs = [job for job in jobs if not _is_finished(job)]
         if open_jobs:
-            group = _prepare(store, site, open_jobs, config)
+            group = _prepare(stream, open_jobs, config)
             step = _start_or_resume(group)
             _optimise(group, step, progress)
-            _save(store, site, group)
+            _save(group)
     return [load_sae(job.folder, kinds=[type(job.run.sparsity)]) for job in jobs]
 
 
@@ -105,16 +137,32 @@ def _check_names(runs: Sequence[RunConfig]) -> None:
         )
 
 
-def _recipe(
-    store: ActivationStore, site: str, run: RunConfig, config: TrainConfig
-) -> dict[str, Any]:
+def _check_stream(stream: TokenStream, config: TrainConfig) -> None:
+    if (stream.batch_size, stream.tokens) != (config.batch_size, config.tokens):
+        raise ConfigError(
+            f"The stream has batches of {stream.batch_size} {stream.tokens} tokens, and the "
+            f"settings ask for {config.batch_size} {config.tokens} tokens",
+            fix="Make the stream with the same batch_size and tokens",
+        )
+
+
+def _job(stream: TokenStream, run: RunConfig, out: Path, config: TrainConfig) -> _Job:
+    site = run.site or stream.sites[0]
+    if site not in stream.sites:
+        fix = f"Use one of: {', '.join(stream.sites)}"
+        raise ConfigError(f"The stream has no site {site}", where=run.name, fix=fix)
+    return _Job(run, site, out / run.name, _recipe(stream, site, run, config))
+
+
+def _recipe(stream: TokenStream, site: str, run: RunConfig, config: TrainConfig) -> dict[str, Any]:
     """Every setting that shapes the SAE, for its checkpoint and to recognise a resumed run."""
     loop: dict[str, Any] = to_plain(config)
-    del loop["log_steps"], loop["checkpoint_seconds"]
+    own: dict[str, Any] = to_plain(run)
+    del loop["log_steps"], loop["checkpoint_seconds"], own["site"]
     return {
-        "store": store.digest,
+        "data": stream.digest,
         "site": site,
-        "run": to_plain(run),
+        "run": own,
         "peak_learning_rate": run.peak_learning_rate(config.n_steps),
         "loop": loop,
     }
@@ -129,24 +177,11 @@ def _is_finished(job: _Job) -> bool:
     return True
 
 
-def _prepare(store: ActivationStore, site: str, jobs: list[_Job], config: TrainConfig) -> _Group:
-    statistics = store.statistics(site, config.tokens)
-    mean, scale = statistics.mean.float(), torch.tensor(statistics.scale)
-    loader = ShuffledTokens(
-        store,
-        site,
-        tokens=config.tokens,
-        batch_size=config.batch_size,
-        buffer_bytes=config.buffer_bytes,
-        seed=config.data_seed,
-    )
-    trainees = []
-    for job in jobs:
-        sae = SAE(job.run.sae_config(store.site(site).d_model))
-        sae.mean.copy_(mean)
-        sae.scale.copy_(scale)
-        trainees.append(Trainee(sae, job.run, config))
-    return _Group(jobs, trainees, loader, config)
+def _prepare(stream: TokenStream, jobs: list[_Job], config: TrainConfig) -> _Group:
+    trainees = [
+        Trainee(SAE(job.run.sae_config(stream.d_model(job.site))), job.run, config) for job in jobs
+    ]
+    return _Group(jobs, trainees, stream, config)
 
 
 def _start_or_resume(group: _Group) -> int:
@@ -161,31 +196,33 @@ def _start_or_resume(group: _Group) -> int:
         point, state = read_point(job.folder, step)
         trainee.restore(state)
         cut_metrics(job.folder, step)
-        group.loader.state = point.loader
+        group.stream.state = point.loader
     return step
 
 
 def _start(group: _Group) -> None:
-    """Begin anew: initialise every SAE from as many tokens as it has features, or one batch."""
+    """Begin anew: normalise, and initialise every SAE from as many tokens as it has features."""
+    normal = {site: group.stream.normalisation(site) for site in {job.site for job in group.jobs}}
     sizes = [max(group.config.batch_size, job.run.n_features) for job in group.jobs]
-    sample = _first_tokens(group.loader, max(sizes))
+    sample = _first_tokens(group.stream, max(sizes))
     for (job, trainee), size in zip(group.members, sizes, strict=True):
         remove_points(job.folder)
-        trainee.start(sample[:size])
+        trainee.sae.mean.copy_(normal[job.site].mean)
+        trainee.sae.scale.fill_(normal[job.site].scale)
+        trainee.start(sample.activations[job.site][:size].float())
         cut_metrics(job.folder, -1)
 
 
-def _first_tokens(loader: ShuffledTokens, n_tokens: int) -> Float[Tensor, "token d_model"]:
-    """The loader's first tokens, fewer if a pass has fewer; the loader is left at its start."""
-    batches: list[Tensor] = []
-    for batch in loader:
-        if loader.state.n_pass > 0:
-            break
+def _first_tokens(stream: TokenStream, n_tokens: int) -> TokenBatch:
+    """The stream's first tokens, fewer if a pass has fewer; the stream is left at its start."""
+    batches: list[TokenBatch] = []
+    for batch in stream:
         batches.append(batch)
-        if len(batches) * batch.shape[0] >= n_tokens:
+        of_next_pass = stream.state.n_tokens if stream.state.n_pass else 0
+        if stream.state.n_pass or len(batches) * stream.batch_size >= n_tokens:
             break
-    loader.state = LoaderState()
-    return torch.cat(batches)
+    stream.state = LoaderState()
+    return joined(batches).first(len(batches) * stream.batch_size - of_next_pass)
 
 
 def _optimise(group: _Group, step: int, progress: ProgressCallback) -> None:
@@ -193,11 +230,11 @@ def _optimise(group: _Group, step: int, progress: ProgressCallback) -> None:
     config = group.config
     learners = [(job, trainee) for job, trainee in group.members if job.run.learns]
     n_steps = config.n_steps if learners else 0
-    batches = iter(group.loader)
+    batches = iter(group.stream)
     clock = _Clock(step)
     while step < n_steps:
-        x = clock.wait(batches)
-        figures = [trainee.step(x, step) for _, trainee in learners]
+        tokens = _single_precision(clock.wait(batches))
+        figures = [trainee.step(tokens[job.site], step) for job, trainee in learners]
         step += 1
         if step % config.log_steps == 0 or step == n_steps:
             pace = clock.lap(step, config.batch_size)
@@ -244,46 +281,44 @@ def _tell(progress: ProgressCallback, config: TrainConfig, step: int, shown: Ste
 
 def _write_points(group: _Group, step: int) -> None:
     for job, trainee in group.members:
-        point = ResumePoint(step=step, loader=group.loader.state, recipe=job.recipe)
+        point = ResumePoint(step=step, loader=group.stream.state, recipe=job.recipe)
         write_point(job.folder, point, trainee.state())
 
 
-def _save(store: ActivationStore, site: str, group: _Group) -> None:
+def _save(group: _Group) -> None:
     """Write every checkpoint, then drop its resume points."""
-    reference = _reference_tokens(store, site, group.config.tokens)
+    reference = _single_precision(group.stream.reference())
     for job, trainee in group.members:
-        learned = job.run.learns
-        provenance = Provenance.of_store(
-            store,
-            site,
-            tokens=group.config.tokens,
-            n_tokens=group.config.n_steps * group.config.batch_size if learned else 0,
-            seed=job.run.seed,
-            control=job.run.control,
-            recipe=job.recipe,
-        )
-        last = read_metrics(job.folder)[-1] if learned else {}
-        metrics = {k: v for k, v in last.items() if k in ("nmse", "l0", "dead", "loss")}
+        last = read_metrics(job.folder)[-1] if job.run.learns else {}
         save_sae(
-            trainee.sae, job.folder, provenance=provenance, reference=reference, metrics=metrics
+            trainee.sae,
+            job.folder,
+            provenance=_provenance(group, job),
+            reference=reference[job.site],
+            metrics={k: v for k, v in last.items() if k in ("nmse", "l0", "dead", "loss")},
         )
         remove_points(job.folder)
 
 
-def _reference_tokens(
-    store: ActivationStore, site: str, policy: TokenPolicy
-) -> Float[Tensor, "token d_model"]:
-    """Some tokens of the store's first images, for the checkpoint to prove itself on.
+def _provenance(group: _Group, job: _Job) -> Provenance:
+    stream, config = group.stream, group.config
+    return Provenance(
+        model=stream.model,
+        site=job.site,
+        layout=stream.layout(job.site),
+        preprocessing=stream.preprocessing,
+        images=stream.images,
+        tokens=stream.tokens,
+        store_digest=stream.digest,
+        n_tokens=config.n_steps * config.batch_size if job.run.learns else 0,
+        seed=job.run.seed,
+        control=job.run.control,
+        recipe=job.recipe,
+    )
 
-    Raises:
-        StoreError: when the store holds no image.
-    """
-    for index in range(store.n_shards):
-        n_images = min(8, store.n_images_in_shard(index))
-        if n_images:
-            tokens = store.rows(site, index, slice(n_images), policy).flatten(0, 1).float()
-            return tokens[:: max(1, tokens.shape[0] // 64)]
-    raise StoreError("The store holds no image", where=store.folder, fix="Record images first")
+
+def _single_precision(batch: TokenBatch) -> dict[str, Float[Tensor, "token _"]]:
+    return {site: tokens.float() for site, tokens in batch.activations.items()}
 
 
 class _Clock:
@@ -294,7 +329,7 @@ class _Clock:
         self._lap, self._saved, self._waited = now, now, 0.0
         self._lap_step = step
 
-    def wait(self, batches: Iterator[Tensor]) -> Tensor:
+    def wait(self, batches: Iterator[TokenBatch]) -> TokenBatch:
         """The next batch, its waiting time counted."""
         start = time.monotonic()
         batch = next(batches)

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from visae.activations.loaders import LoaderState
+from visae.activations.mixing_buffer import LoaderState
 from visae.errors import CheckpointError
 from visae.storage.atomic import write_text
 from visae.storage.differences import differences
