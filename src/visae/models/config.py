@@ -11,9 +11,12 @@ class ModelConfig:
     """Which model to load, and how."""
 
     model: str
-    """Model name: a timm name, with or without the prefix ``timm/``."""
+    """Model name: ``NAME`` or ``timm/NAME``, ``open_clip/NAME[/TAG]``, ``transformers/OWNER/NAME``,
+    ``python:MODULE:FUNCTION``, or a folder that holds an open_clip or transformers model."""
     weights: Path | None = None
     """Local safetensors file with the model's own tensor names; without it, the model hub."""
+    revision: str | None = None
+    """Commit, tag or branch of the hub's repository; without it, the newest."""
     image_size: int | None = None
     """Side of the square input in pixels; without it, the model's own."""
     title: str | None = None
@@ -30,6 +33,8 @@ class ModelIdentity:
     """What to call it in figures and reports."""
     weights_sha256: str
     """Hash over names, dtypes, shapes and bytes of every tensor of the model."""
+    revision: str | None = None
+    """Commit of the hub's repository that the weights came from, where it is known."""
 
     def same_weights(self, other: "ModelIdentity") -> bool:
         """Whether both have the same tensors."""

@@ -1,24 +1,13 @@
-"""From a ``ModelConfig`` to a frozen ``VisionModel``: local weights first, else the hub."""
+"""From a ``ModelConfig`` to a frozen ``VisionModel``, by the adapter that its name asks for."""
 
-import dataclasses
-from pathlib import Path
-from typing import Any, cast
-
-import timm
 import torch
-from safetensors import SafetensorError
-from timm.data.config import resolve_data_config
 
-from visae.errors import ModelError, nearest_names
+from visae.errors import ModelError
 from visae.models.config import ModelConfig
-from visae.models.protocol import VisionModel
-from visae.models.timm_models import timm_model
-from visae.storage.hub import hub_access
-from visae.storage.tensors import read_tensors
+from visae.models.names import parse_model_name
+from visae.models.protocol import TextTower, VisionModel
 
-__all__ = ["choose_device", "load_model"]
-
-_PREFIX = "timm/"
+__all__ = ["choose_device", "load_model", "load_text_tower"]
 
 
 def choose_device(device: str) -> torch.device:
@@ -42,120 +31,54 @@ def choose_device(device: str) -> torch.device:
 def load_model(config: ModelConfig, *, device: str = "auto") -> VisionModel:
     """A frozen model in evaluation mode, in float32, on a device.
 
+    Names are those of timm (with or without ``timm/``), ``open_clip/…``, ``transformers/…``,
+    ``python:MODULE:FUNCTION``, or a folder that holds an open_clip or transformers model.
+
     Raises:
         ModelError: for an unknown name (with the nearest ones), weights that do not fit, a hub
-            that cannot be reached, or an image size the model cannot take.
+            that cannot be reached, a package that is not installed, or an image size the model
+            cannot take.
     """
-    name = config.model.removeprefix(_PREFIX)
-    _check_name(name)
-    network = _build(name, config)
-    data_config = cast(Any, resolve_data_config)(_input_size(config), model=network)
-    cast(Any, network).pretrained_cfg.pop("state_dict", None)  # a second copy of the weights
-    return timm_model(
-        network.to(choose_device(device)),
-        name=_PREFIX + name,
-        title=config.title or name,
-        data_config=data_config,
-    )
+    adapter, name = parse_model_name(config.model)
+    place = choose_device(device)
+    if adapter == "open_clip":
+        from visae.models.open_clip_models import load_open_clip
+
+        return load_open_clip(config, name, place)
+    if adapter == "transformers":
+        from visae.models.transformers_models import load_transformers
+
+        return load_transformers(config, name, place)
+    if adapter == "python":
+        from visae.models.custom import load_custom
+
+        return load_custom(config, place)
+    from visae.models.timm_loading import load_timm
+
+    return load_timm(config, name, place)
 
 
-def _check_name(name: str) -> None:
-    """Refuse a name, or what follows its full stop, that timm does not know."""
-    architecture, _, tag = name.partition(".")
-    if not timm.is_model(architecture):
-        what, known = f"There is no timm model named {architecture}", timm.list_models()
-    else:
-        what = f"timm knows no weights {tag} of {architecture}"
-        known = timm.list_models(f"{architecture}.*", include_tags=True)
-        if not tag or name in known:
-            return
+def load_text_tower(config: ModelConfig, *, device: str = "auto") -> TextTower:
+    """The text tower that belongs to a model, with its tokenizer.
+
+    Its vectors are compared with ``Output.embedding`` of the model that ``load_model`` gives for
+    the same config: cosine · ``logit_scale`` + ``logit_bias``.
+
+    Raises:
+        ModelError: when the model has no text tower, and as ``load_model``.
+    """
+    adapter, name = parse_model_name(config.model)
+    place = choose_device(device)
+    if adapter == "open_clip":
+        from visae.models.open_clip_texts import load_open_clip_texts
+
+        return load_open_clip_texts(config, name, place)
+    if adapter == "transformers":
+        from visae.models.transformers_texts import load_transformers_texts
+
+        return load_transformers_texts(config, name, place)
     raise ModelError(
-        what,
+        f"{config.model} has no text tower",
         where="--model",
-        fix=f"Use one of the nearest names: {nearest_names(name, known)}",
+        fix="Use an open_clip or transformers model that was trained with texts",
     )
-
-
-def _input_size(config: ModelConfig) -> dict[str, Any]:
-    """The input size asked for, if any; the model's own preprocessing decides the rest."""
-    size = config.image_size
-    return {} if size is None else {"input_size": (3, size, size)}
-
-
-def _build(name: str, config: ModelConfig) -> torch.nn.Module:
-    options: dict[str, Any] = {"pretrained": True}
-    if config.weights is not None:
-        options |= _local_weights(name, config.weights)
-    try:
-        with hub_access() as online:
-            return _create(name, config.image_size, options)
-    except FileNotFoundError as failure:
-        problem = "does not have these weights" if online else "cannot be reached"
-        raise ModelError(
-            f"The weights of {name} are not in the local cache and the model hub {problem}",
-            where="--model",
-            fix="Connect to the network, or give a safetensors file with --weights",
-        ) from failure
-    except _download_failures() as failure:
-        raise ModelError(
-            f"The weights of {name} could not be downloaded: {_first_lines(failure)}",
-            where="--model",
-            fix="Try again, or give a safetensors file with --weights",
-        ) from failure
-    except (
-        RuntimeError,
-        ValueError,
-        AssertionError,
-        TypeError,
-        LookupError,
-        SafetensorError,
-    ) as failure:
-        raise ModelError(
-            f"Cannot build {name} with these weights: {_first_lines(failure)}",
-            where=config.weights or "--model",
-            fix="Give weights with this model's own tensor names and shapes, "
-            "and an image size it can take",
-        ) from failure
-
-
-def _download_failures() -> tuple[type[Exception], ...]:
-    """What a download that breaks off raises: the hub's error, and what its HTTP client raises."""
-    from huggingface_hub.errors import HfHubHTTPError
-
-    return OSError, *HfHubHTTPError.__bases__
-
-
-def _first_lines(failure: Exception) -> str:
-    lines = [line.strip() for line in str(failure).splitlines() if line.strip()]
-    return " ".join(lines[:4])[:600] or type(failure).__name__
-
-
-def _create(name: str, image_size: int | None, options: dict[str, Any]) -> torch.nn.Module:
-    if image_size is None:
-        return timm.create_model(name, **options)
-    try:
-        return timm.create_model(name, img_size=image_size, **options)
-    except TypeError:  # a convolutional model takes any size and has no such argument
-        return timm.create_model(name, **options)
-
-
-def _local_weights(name: str, path: Path) -> dict[str, Any]:
-    """Options that make timm load a local file strictly, with its head's own class count."""
-    if path.suffix != ".safetensors":
-        raise ModelError(
-            "Weights are read from safetensors files only",
-            where=path,
-            fix="Convert the file with safetensors.torch.save_file; pickles are never opened",
-        )
-    state = read_tensors(path, error=ModelError)
-    known = timm.get_pretrained_cfg(name) or timm.models.PretrainedCfg()
-    heads = known.classifier
-    classifier = heads if isinstance(heads, str) else next(iter(heads or ()), None)
-    weight = state.get(f"{classifier}.weight")
-    n_classes = 0 if weight is None else int(weight.shape[0])
-    overlay = {"state_dict": state, "num_classes": n_classes, "label_offset": 0}
-    fields = {f.name for f in dataclasses.fields(known)}
-    return {
-        "num_classes": n_classes,
-        "pretrained_cfg_overlay": {k: v for k, v in overlay.items() if k in fields},
-    }

@@ -1,0 +1,77 @@
+"""From what a user calls a model to the adapter that loads it."""
+
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from visae.errors import ModelError
+
+__all__ = [
+    "OPEN_CLIP_CONFIG",
+    "TRANSFORMERS_CONFIG",
+    "Adapter",
+    "ModelName",
+    "is_folder",
+    "parse_model_name",
+]
+
+Adapter = Literal["timm", "open_clip", "transformers", "python"]
+
+OPEN_CLIP_CONFIG = "open_clip_config.json"
+TRANSFORMERS_CONFIG = "config.json"
+
+
+class ModelName(NamedTuple):
+    """A model's name, taken apart."""
+
+    adapter: Adapter
+    """What loads it."""
+    name: str
+    """What the adapter calls it, or a folder."""
+
+
+def parse_model_name(model: str) -> ModelName:
+    """The adapter and its name for the model.
+
+    A folder is recognised by the configuration file in it; any other name without an adapter in
+    front is timm's.
+
+    Raises:
+        ModelError: for a folder without a model, or a name that begins with no adapter's.
+    """
+    if model.startswith("python:"):
+        return ModelName("python", model)
+    adapter, slash, name = model.partition("/")
+    for known in ("timm", "open_clip", "transformers"):
+        if slash and adapter == known:
+            return ModelName(known, name)
+    if is_folder(model):
+        return ModelName(_adapter_of(Path(model).expanduser()), model)
+    if slash:
+        raise ModelError(
+            f"There is no adapter named {adapter}, and no folder {model}",
+            where="--model",
+            fix=f"Use timm/NAME, open_clip/NAME, open_clip/hf-hub:{model}, transformers/{model}, "
+            "python:MODULE:FUNCTION, or a folder",
+        )
+    return ModelName("timm", model)
+
+
+def is_folder(name: str) -> bool:
+    """Whether a name is meant as a folder: it is written as a path, or holds a model."""
+    path = Path(name).expanduser()
+    looks_like_one = name.startswith((".", "/", "~")) or "/" in name
+    has_model = any((path / file).is_file() for file in (OPEN_CLIP_CONFIG, TRANSFORMERS_CONFIG))
+    return path.is_dir() and (looks_like_one or has_model)
+
+
+def _adapter_of(folder: Path) -> Adapter:
+    if (folder / OPEN_CLIP_CONFIG).is_file():
+        return "open_clip"
+    if (folder / TRANSFORMERS_CONFIG).is_file():
+        return "transformers"
+    raise ModelError(
+        "This folder holds no model",
+        where=folder,
+        fix=f"Give a folder with {OPEN_CLIP_CONFIG} (open_clip) or {TRANSFORMERS_CONFIG} "
+        "(transformers), or a model's name",
+    )
