@@ -5,8 +5,10 @@ An adapter (timm, open_clip, transformers, a user's own network) describes its n
 """
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Mapping
 
+import torch
 from torch import Tensor, nn
 
 from visae.models.layout import Layout
@@ -69,3 +71,19 @@ class Architecture:
     which the first element is meant."""
     no_heads: str = "its blocks have no attention with an output projection of its own"
     """Why there are no attention heads to be had, where no block has any."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network's weights are."""
+        return self._tensor().device
+
+    def blank(self, n_images: int, size: tuple[int, int]) -> Tensor:
+        """Black images as pixels, on the network's device, in the memory of one."""
+        one = torch.zeros(1, 3, *size, device=self.device, dtype=self._tensor().dtype)
+        return one.expand(n_images, -1, -1, -1)
+
+    def _tensor(self) -> Tensor:
+        """One of the network's weights, or of its buffers where it has none."""
+        tensors = itertools.chain(self.network.parameters(), self.network.buffers())
+        floating = (tensor for tensor in tensors if tensor.is_floating_point())
+        return next(floating, torch.zeros(()))

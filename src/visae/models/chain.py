@@ -48,9 +48,7 @@ class Chain:
             return self._run(len(entry))
 
     def _run(self, n_images: int) -> Output:
-        like = next(self._architecture.network.parameters())
-        blank = like.new_zeros(1, 3, *self._size).expand(n_images, -1, -1, -1)
-        return self._architecture.forward(blank)
+        return self._architecture.forward(self._architecture.blank(n_images, self._size))
 
     def _leave_out(self, n_blocks: int, stack: contextlib.ExitStack) -> None:
         """Let the stem work for one image only, and the first blocks give what they take."""

@@ -207,10 +207,7 @@ class HookedModel:
                 where=self._identity.name,
                 fix="Make them with the model's own preprocessing",
             )
-        return pixels.to(self._device())
-
-    def _device(self) -> torch.device:
-        return next(self._architecture.network.parameters()).device
+        return pixels.to(self._architecture.device)
 
     def _place(self, site: str) -> Place:
         if site not in self._places:
@@ -248,8 +245,8 @@ class HookedModel:
             with self._lock, contextlib.ExitStack() as stack:
                 for site in found:
                     self._read(site, lambda name, value: found[name].append(value), stack)
-                size = self._preprocessing.size
-                self._architecture.forward(torch.zeros(1, 3, *size, device=self._device()))
+                blank = self._architecture.blank(1, self._preprocessing.size)
+                self._architecture.forward(blank)
         return found
 
     def _gives_tokens(self, site: str, values: list[Any]) -> bool:

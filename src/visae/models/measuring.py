@@ -88,8 +88,9 @@ def _token_layout(
         for names in (architecture.special, ())
         for grid in architecture.grids
     ]
-    if site in architecture.layouts:
-        layouts = [architecture.layouts[site]]
+    if known := architecture.layouts.get(site):
+        _check_known(known, n_tokens, where)
+        layouts = [known]
     for layout in layouts:
         if layout.n_tokens == n_tokens and layout.n_patches > 0:
             return layout
@@ -99,3 +100,13 @@ def _token_layout(
         where=where,
         fix="Choose a site whose tokens lie on the model's patch grid",
     )
+
+
+def _check_known(layout: Layout, n_tokens: int, where: str) -> None:
+    if layout.n_tokens != n_tokens:
+        raise ModelError(
+            f"This site gives {n_tokens} tokens, and its layout says {layout.n_tokens}",
+            where=where,
+            fix=f"Correct the layout: {layout.n_special} special tokens and {layout.n_patches} "
+            "patches",
+        )
