@@ -20,6 +20,7 @@ SOURCE = Path(__file__).parents[1] / "src" / PACKAGE
 LAYERS = (
     "errors",
     "progress",
+    "distributed",
     "storage",
     "statistics",
     "images",

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from visae.activations.completing import complete
 from visae.activations.format import ShardRecord, SiteRecord, StoreRecord
-from visae.activations.statistics import partial_sums
+from visae.activations.planning import recording_id
+from visae.activations.statistics import SiteStatistics, token_kinds
 from visae.activations.store import ActivationStore
 from visae.evaluation.tokens import EvaluatedTokens
 from visae.models.config import ModelIdentity
@@ -58,14 +60,16 @@ def write_store(
         tokens=tokens,
         dtype="float32",
         sites=(SiteRecord(name=SITE, d_model=activations.shape[2], layout=layout),),
-        complete=True,
     )
     first = 0
     for index, size in enumerate(sizes):
         part = activations[first : first + size].contiguous()
         name = f"{index:05d}"
-        sums = {f"{SITE}/{k}": v for k, v in partial_sums(part).items()}
+        sums = {}
+        for kind, at in token_kinds(layout, tokens).items():
+            sums |= SiteStatistics.of(part[:, at]).tensors(f"{SITE}/{kind}/")
         shard = ShardRecord(
+            recording=recording_id(plan),
             index=index,
             content_ids=tuple(f"image-{i}" for i in range(first, first + size)),
             refs=tuple(str(i) for i in range(first, first + size)),
@@ -76,10 +80,12 @@ def write_store(
                 SITE: write_tensors(folder, f"{SITE}/{name}.safetensors", {"activations": part})
             },
             statistics=write_tensors(folder, f"shards/{name}.safetensors", sums),
+            rounding={SITE: (0.0,) * part.shape[1]},
         )
         write_record(folder / "shards" / f"{name}.json", shard)
         first += size
     write_record(folder / "store.json", plan)
+    complete(folder, plan, batch_size=32)
     return ActivationStore(folder)
 
 

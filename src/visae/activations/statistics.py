@@ -1,94 +1,139 @@
 """Statistics of a site's activations, accumulated in float64 while they pass by.
 
-Sums of shards are added in shard order, so that an interrupted and resumed recording has the
-same statistics bit for bit.
+Recording takes ``SiteStatistics.of`` each batch, adds batches to shards and shards to the store,
+always in the same order, so that an interrupted and resumed recording has the same statistics bit
+for bit. Special and patch tokens are kept apart, so that every token policy has its own.
 """
 
 import dataclasses
 import functools
 from collections.abc import Iterable, Mapping
+from typing import NamedTuple, final
 
 import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from visae.errors import StoreError
+from visae.errors import ConfigError, StoreError
+from visae.models.layout import Layout, TokenPolicy
 
-__all__ = ["SiteStatistics", "partial_sums"]
+__all__ = ["Eigenpairs", "SiteStatistics", "add_up", "token_kinds"]
 
 _SMALLEST_SCALE = 1e-7  # of the activations' size: below it, what differs is rounding
 _NORM_EDGES = torch.logspace(-4, 6, 1001, dtype=torch.float64)
 
 
-def partial_sums(
-    activations: Float[Tensor, "image token d_model"],
-    *,
-    rounding: Float64[Tensor, " token"] | None = None,
-) -> dict[str, Float64[Tensor, "..."]]:
-    """Sums over the tokens of a shard, from which every statistic is made.
-
-    ``rounding`` is the squared distance between these activations and those that the model gave,
-    summed over the images for each token position; without it, none.
-    """
-    values = activations.double()
-    flat = values.flatten(0, 1)
-    norms = flat.norm(dim=1).clamp(_NORM_EDGES[0], _NORM_EDGES[-1])
-    return {
-        "n_images": torch.tensor([float(values.shape[0])], dtype=torch.float64),
-        "position_sum": values.sum(0),
-        "position_square_sum": values.square().sum(0),
-        "norm_histogram": torch.histogram(norms, _NORM_EDGES).hist,
-        "rounding_square_sum": values.new_zeros(values.shape[1]) if rounding is None else rounding,
-    }
+def token_kinds(layout: Layout, kept: TokenPolicy) -> dict[str, slice]:
+    """Where the special tokens and the patches are among the tokens that a policy keeps."""
+    kinds = {}
+    if layout.n_special and kept != "patches":
+        kinds["special"] = layout.within("special", kept)
+    if kept != "special":
+        kinds["patches"] = layout.within("patches", kept)
+    return kinds
 
 
-@dataclasses.dataclass(frozen=True)
+class Eigenpairs(NamedTuple):
+    """The directions along which activations vary most."""
+
+    values: Float64[Tensor, " pair"]
+    """Variance along each direction, in descending order."""
+    vectors: Float64[Tensor, "pair d_model"]
+    """Unit vectors, one a row; the largest entry of each is positive."""
+
+
+@final
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class SiteStatistics:
-    """What is known of the activations at one site, over all recorded tokens."""
+    """What is known of the activations at one site, over some token positions of all images."""
 
     n_images: int
     """Images recorded."""
     position_sum: Float64[Tensor, "token d_model"]
-    """Sum over images, for each kept token position."""
-    position_square_sum: Float64[Tensor, "token d_model"]
-    """Sum of squares over images, for each kept token position."""
+    """Sum over images, for each token position."""
+    scatter: Float64[Tensor, "d_model d_model"]
+    """Σ (x − mean)(x − mean)ᵀ over all tokens."""
     norm_histogram: Float64[Tensor, " bin"]
     """Tokens by norm, in 1000 logarithmic bins from 1e-4 to 1e6."""
     rounding_square_sum: Float64[Tensor, " token"]
-    """Σ‖stored − computed‖² over images, for each kept token position."""
+    """Σ‖stored − computed‖² over images, for each token position."""
 
     @classmethod
-    def merge(cls, shards: Iterable[Mapping[str, Tensor]]) -> "SiteStatistics":
-        """Add the partial sums of shards, in order.
+    def of(
+        cls,
+        activations: Float[Tensor, "image token d_model"],
+        *,
+        rounding: Float64[Tensor, " token"] | None = None,
+    ) -> "SiteStatistics":
+        """The statistics of some images, on the device where their activations are.
 
-        Raises:
-            StoreError: when there is no shard.
+        Sums and variances are exact to float64. The products of different dimensions are those of
+        centred activations in float32, which is the precision of the model itself.
+
+        Args:
+            activations: What is stored.
+            rounding: Squared distance between these and what the model gave, summed over the
+                images for each position; without it, none.
         """
-        parts = list(shards)
-        if not parts:
-            raise StoreError("There are no shards to take statistics of", fix="Record images first")
-        total = {k: functools.reduce(torch.add, (part[k] for part in parts)) for k in parts[0]}
+        values = activations.to(torch.float64, copy=True)
+        position_sum = values.sum(0)
+        norms = torch.linalg.vector_norm(values, dim=2)
+        values -= position_sum.mean(0) / max(1, len(values))
+        single = values.flatten(0, 1).float()
+        scatter = (single.T @ single).double()
+        scatter.diagonal().copy_(values.square_().sum(0).sum(0))
         return cls(
-            n_images=int(total["n_images"].item()),
-            position_sum=total["position_sum"],
-            position_square_sum=total["position_square_sum"],
-            norm_histogram=total["norm_histogram"],
-            rounding_square_sum=total["rounding_square_sum"],
+            n_images=len(values),
+            position_sum=position_sum,
+            scatter=scatter,
+            norm_histogram=_histogram(norms.flatten()),
+            rounding_square_sum=norms.new_zeros(norms.shape[1]) if rounding is None else rounding,
         )
 
-    def at(self, positions: slice) -> "SiteStatistics":
-        """The statistics of some token positions alone (norms stay those of all of them)."""
-        return dataclasses.replace(
-            self,
-            position_sum=self.position_sum[positions],
-            position_square_sum=self.position_square_sum[positions],
-            rounding_square_sum=self.rounding_square_sum[positions],
+    @classmethod
+    def of_tensors(cls, tensors: Mapping[str, Tensor], prefix: str = "") -> "SiteStatistics":
+        """What ``tensors`` gave, read back."""
+        return cls(
+            n_images=int(tensors[prefix + "n_images"]),
+            position_sum=tensors[prefix + "position_sum"],
+            scatter=tensors[prefix + "scatter"],
+            norm_histogram=tensors[prefix + "norm_histogram"],
+            rounding_square_sum=tensors[prefix + "rounding_square_sum"],
         )
 
-    @property
-    def square_sum(self) -> Float64[Tensor, " d_model"]:
-        """Sum of squares over all tokens."""
-        return self.position_square_sum.sum(0)
+    def tensors(self, prefix: str = "") -> dict[str, Tensor]:
+        """Every field as a tensor of its own, on the CPU."""
+        plain = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        plain["n_images"] = torch.tensor(self.n_images)
+        return {prefix + name: tensor.cpu() for name, tensor in plain.items()}
+
+    def plus(self, other: "SiteStatistics") -> "SiteStatistics":
+        """Those of other images too, at the same token positions."""
+        return SiteStatistics(
+            n_images=self.n_images + other.n_images,
+            position_sum=self.position_sum + other.position_sum,
+            scatter=self._joint_scatter(other),
+            norm_histogram=self.norm_histogram + other.norm_histogram,
+            rounding_square_sum=self.rounding_square_sum + other.rounding_square_sum,
+        )
+
+    def beside(self, other: "SiteStatistics") -> "SiteStatistics":
+        """Those of other token positions too, which follow these, of the same images."""
+        return SiteStatistics(
+            n_images=self.n_images,
+            position_sum=torch.cat([self.position_sum, other.position_sum]),
+            scatter=self._joint_scatter(other),
+            norm_histogram=self.norm_histogram + other.norm_histogram,
+            rounding_square_sum=torch.cat([self.rounding_square_sum, other.rounding_square_sum]),
+        )
+
+    def _joint_scatter(self, other: "SiteStatistics") -> Float64[Tensor, "d_model d_model"]:
+        """A + B + (n·m / (n + m)) δδᵀ, δ being the difference of the means (Chan et al. 1983)."""
+        if not self.n_tokens or not other.n_tokens:
+            return other.scatter if not self.n_tokens else self.scatter
+        weight = self.n_tokens * other.n_tokens / (self.n_tokens + other.n_tokens)
+        step = other.mean - self.mean
+        return (self.scatter + other.scatter).addr_(step, step, alpha=weight)
 
     @property
     def n_tokens(self) -> int:
@@ -108,7 +153,17 @@ class SiteStatistics:
     @property
     def variance(self) -> Float64[Tensor, " d_model"]:
         """Variance of each dimension."""
-        return (self.square_sum / self.n_tokens - self.mean.square()).clamp_min(0.0)
+        return self.scatter.diagonal() / self.n_tokens
+
+    @property
+    def covariance(self) -> Float64[Tensor, "d_model d_model"]:
+        """Covariance of the dimensions over all tokens."""
+        return self.scatter / self.n_tokens
+
+    @property
+    def mean_square(self) -> Float64[Tensor, " d_model"]:
+        """Mean square of each dimension."""
+        return self.variance + self.mean.square()
 
     @property
     def scale(self) -> float:
@@ -118,7 +173,7 @@ class SiteStatistics:
             StoreError: when all activations are equal.
         """
         scale = float(self.variance.mean().sqrt())
-        size = float(self.square_sum.mean() / self.n_tokens) ** 0.5
+        size = float(self.mean_square.mean().sqrt())
         if scale <= _SMALLEST_SCALE * size:
             raise StoreError(
                 "All activations of this site are equal",
@@ -129,14 +184,31 @@ class SiteStatistics:
     @property
     def rounding_error(self) -> float:
         """Root of Σ‖stored − computed‖² / Σ‖stored − mean‖², what the number format costs."""
-        spread = float(self.variance.sum()) * self.n_tokens
+        spread = float(self.scatter.diagonal().sum())
         return float(self.rounding_square_sum.sum() / spread) ** 0.5 if spread > 0 else 0.0
 
     @property
     def outlier_dimensions(self) -> list[int]:
         """Dimensions whose mean square is more than 50 times the median one."""
-        power = self.square_sum / self.n_tokens
+        power = self.mean_square
         return [int(i) for i in torch.nonzero(power > 50 * power.median()).flatten()]
+
+    def eigenpairs(self, n_pairs: int) -> Eigenpairs:
+        """The leading eigenvalues and eigenvectors of the covariance (all are computed: O(d³)).
+
+        Raises:
+            ConfigError: when more are wanted than there are dimensions, or none.
+        """
+        d_model = len(self.scatter)
+        if not 1 <= n_pairs <= d_model:
+            raise ConfigError(
+                f"There are {d_model} eigenpairs, not {n_pairs}",
+                fix=f"Ask for 1 to {d_model}",
+            )
+        values, columns = torch.linalg.eigh(self.covariance)
+        vectors = columns.T.flip(0)[:n_pairs]
+        largest = vectors.gather(1, vectors.abs().argmax(1, keepdim=True))
+        return Eigenpairs(values.flip(0)[:n_pairs].clamp_min(0.0), vectors * largest.sign())
 
     def norm_quantile(self, q: float) -> float:
         """Quantile of the token norms, to the width of a histogram bin (2.3 %)."""
@@ -145,3 +217,21 @@ class SiteStatistics:
         target = torch.tensor(rank, dtype=torch.float64)
         index = int(torch.searchsorted(cumulative, target).clamp(max=len(cumulative) - 1))
         return float(_NORM_EDGES[index + 1])
+
+
+def add_up(parts: Iterable[SiteStatistics]) -> SiteStatistics:
+    """The statistics of all images, from those of some each, in order.
+
+    Raises:
+        StoreError: when there are none.
+    """
+    found = list(parts)
+    if not found:
+        raise StoreError("There are no shards to take statistics of", fix="Record images first")
+    return functools.reduce(SiteStatistics.plus, found)
+
+
+def _histogram(norms: Float64[Tensor, " token"]) -> Float64[Tensor, " bin"]:
+    """Tokens in each bin; norms beyond the edges, and what is no number, fall into the ends."""
+    inner = _NORM_EDGES[1:-1].to(norms.device)
+    return torch.bincount(torch.bucketize(norms, inner, right=True), minlength=1000).double()

@@ -1,18 +1,30 @@
 """Reading an activation store: what it holds, one shard at a time, checked when asked."""
 
+import bisect
 import functools
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float32, Int32
 from torch import Tensor
 
-from visae.activations.format import DType, ShardRecord, SiteRecord, StoreRecord, shard_name
+from visae.activations.completing import digest_of
+from visae.activations.format import (
+    DType,
+    ShardFiles,
+    ShardTable,
+    SiteRecord,
+    StoreContents,
+    StoreRecord,
+    grid_name,
+    shard_name,
+)
+from visae.activations.planning import missing_shards
 from visae.activations.source import RecordedImages
-from visae.activations.statistics import SiteStatistics
+from visae.activations.statistics import SiteStatistics, token_kinds
 from visae.activations.token_files import TokenFile, tensor_file
 from visae.errors import ImageError, StoreError, nearest_names
 from visae.images.catalog import ImageTable
@@ -20,12 +32,11 @@ from visae.images.opening import open_images
 from visae.models.config import ModelConfig, ModelIdentity
 from visae.models.layout import TokenPolicy
 from visae.models.preprocessing import Preprocessing
-from visae.storage.hashing import hash_json
 from visae.storage.portable import resolve_portable
 from visae.storage.records import read_record
 from visae.storage.tensors import read_tensors, verify_file
 
-__all__ = ["ActivationStore", "Shard"]
+__all__ = ["ActivationStore", "PatchLabels", "Shard"]
 
 _FIX = "It was altered or cut short: delete its shards/*.json and record again; that resumes"
 
@@ -37,6 +48,17 @@ class Shard(NamedTuple):
     """Row of its first image in the store."""
     activations: Float[Tensor, "image token d_model"]
     """In the store's number format."""
+
+
+class PatchLabels(NamedTuple):
+    """What each patch of a grid shows, by the images' masks."""
+
+    classes: Mapping[int, str]
+    """Name of each class value."""
+    labels: Int32[Tensor, "image patch"]
+    """Class value of each patch, row by row; −1 where most of it is ignored or has no mask."""
+    purity: Float32[Tensor, "image patch"]
+    """Share of the patch's pixels that are of it; 0 without a mask."""
 
 
 class ActivationStore:
@@ -56,8 +78,9 @@ class ActivationStore:
                 fix="Make one with: visae record --images SRC --model NAME --out DIR",
             )
         self.record = read_record(StoreRecord, self.folder / "store.json", error=StoreError)
-        self._check_complete()
-        self._shards = [self._shard_record(i) for i in range(self.record.n_shards)]
+        self._contents = self._complete_contents()
+        self._shards = self._read_shards()
+        self._first_images = [0, *itertools.accumulate(s.n_images for s in self._shards)]
 
     @property
     def model(self) -> ModelConfig:
@@ -66,6 +89,7 @@ class ActivationStore:
         return ModelConfig(
             model=self.record.model,
             weights=None if weights is None else resolve_portable(weights, self.folder),
+            revision=self.record.revision,
             image_size=self.record.image_size,
             title=self.record.identity.title,
         )
@@ -93,7 +117,7 @@ class ActivationStore:
     @property
     def n_images(self) -> int:
         """Images in the store (skipped ones excluded)."""
-        return sum(len(shard.content_ids) for shard in self._shards)
+        return self._contents.n_images
 
     @property
     def sites(self) -> list[str]:
@@ -119,13 +143,13 @@ class ActivationStore:
 
     @functools.cached_property
     def images(self) -> ImageTable:
-        """Content ids, references, labels and groups of the images, in row order."""
-        return ImageTable(
-            content_ids=self._column("content_ids"),
-            refs=self._column("refs"),
-            labels=self._column("labels"),
-            groups=self._column("groups"),
-        )
+        """Content ids, references, labels, groups and metadata of the images, in row order.
+
+        Raises:
+            StoreError: when the table is missing or altered.
+        """
+        verify_file(self.folder, self._contents.images)
+        return ImageTable.read(self.folder / self._contents.images.name)
 
     def source(self, location: str | Path | None = None) -> RecordedImages:
         """The pictures, row by row in the store's order; each is checked as it is loaded.
@@ -146,14 +170,10 @@ class ActivationStore:
             ) from failure
         return RecordedImages(self.images, source)
 
-    @functools.cached_property
+    @property
     def digest(self) -> str:
         """Hash of the images and activations: equal for equal recordings, wherever they are."""
-        shards = [
-            [shard.content_ids, [shard.files[site].sha256 for site in sorted(shard.files)]]
-            for shard in self._shards
-        ]
-        return hash_json(shards)
+        return self._contents.digest
 
     def site(self, name: str) -> SiteRecord:
         """The record of a site.
@@ -185,19 +205,40 @@ class ActivationStore:
         return self.sites[0]
 
     def statistics(self, site: str, tokens: TokenPolicy | None = None) -> SiteStatistics:
-        """Mean, scale, norms and outlier dimensions of a site, over all tokens or a policy's."""
-        positions = self.positions(site, tokens)
-        prefix = f"{site}/"
-        parts = []
-        for shard in self._shards:
-            verify_file(self.folder, shard.statistics)
-            sums = read_tensors(self.folder / shard.statistics.name)
-            parts.append({k[len(prefix) :]: v for k, v in sums.items() if k.startswith(prefix)})
-        return SiteStatistics.merge(parts).at(positions)
+        """Mean, scale, covariance, norms and outlier dimensions, over all tokens or a policy's.
+
+        Raises:
+            ModelError: when these tokens were not recorded.
+            StoreError: when the statistics are missing or altered.
+        """
+        self.positions(site, tokens)
+        kinds = token_kinds(self.site(site).layout, tokens or self.record.tokens)
+        parts = [SiteStatistics.of_tensors(self._statistics, f"{site}/{kind}/") for kind in kinds]
+        return functools.reduce(SiteStatistics.beside, parts)
+
+    def patch_labels(self, site: str) -> PatchLabels:
+        """The class of every patch of a site's grid, by the images' masks.
+
+        Raises:
+            StoreError: when the images had no masks, or a file is missing or altered.
+        """
+        if self.record.mask_classes is None:
+            raise StoreError(
+                "This store has no patch labels: its images had no masks",
+                where=self.folder,
+                fix="Record images with masks",
+            )
+        name = grid_name(self.site(site).layout.grid)
+        parts = [self._patch_labels_of(index) for index in range(self.n_shards)]
+        labels = torch.cat([part[f"{name}/label"] for part in parts])
+        purity = torch.cat([part[f"{name}/purity"] for part in parts])
+        named = {each.value: each.name for each in self.record.mask_classes}
+        found = {value: str(value) for value in torch.unique(labels).tolist() if value >= 0}
+        return PatchLabels(named or found, labels, purity)
 
     def n_images_in_shard(self, index: int) -> int:
         """Images in one shard."""
-        return len(self._shards[index].content_ids)
+        return self._shards[index].n_images
 
     @property
     def n_shards(self) -> int:
@@ -219,7 +260,7 @@ class ActivationStore:
                 f"This shard holds {found} instead of {expected}", where=path, fix=_FIX
             )
         kept = activations[:, self.positions(site, tokens)]
-        return Shard(first_image=self._first_image(index), activations=kept)
+        return Shard(first_image=self._first_images[index], activations=kept)
 
     def shards(self, site: str, tokens: TokenPolicy | None = None) -> Iterator[Shard]:
         """Every shard of a site, in order: all its tokens, or those of a policy."""
@@ -250,14 +291,17 @@ class ActivationStore:
     def image(
         self, site: str, row: int, tokens: TokenPolicy | None = None
     ) -> Float[Tensor, "token d_model"]:
-        """The tokens of one image of the store."""
-        for index in range(self.n_shards):
-            if row < self.n_images_in_shard(index):
-                return self.rows(site, index, slice(row, row + 1), tokens)[0]
-            row -= self.n_images_in_shard(index)
-        raise StoreError(
-            "There is no such image", where=self.folder, fix=f"Give a row below {self.n_images}"
-        )
+        """The tokens of one image of the store.
+
+        Raises:
+            StoreError: when there is no such row.
+        """
+        if not 0 <= row < self.n_images:
+            fix = f"Give a row below {self.n_images}"
+            raise StoreError("There is no such image", where=self.folder, fix=fix)
+        shard = bisect.bisect_right(self._first_images, row) - 1
+        row -= self._first_images[shard]
+        return self.rows(site, shard, slice(row, row + 1), tokens)[0]
 
     def token_files(self, site: str) -> list[TokenFile]:
         """The files of a site in order, for readers that know their way around in them.
@@ -275,35 +319,35 @@ class ActivationStore:
             for index in range(self.n_shards)
         ]
 
-    def missing_shards(self) -> list[int]:
-        """Shards that are not written yet."""
-        return [
-            index
-            for index in range(self.record.n_shards)
-            if not (self.folder / "shards" / f"{shard_name(index)}.json").is_file()
-        ]
-
     def verify(self) -> None:
         """Compare every file with its recorded size and checksum, and look for non-finite values.
 
         Raises:
             StoreError: naming the first file that differs and what to do.
         """
-        for record in self._shards:
-            for ref in (*record.files.values(), record.statistics):
+        for ref in (self._contents.images, self._contents.statistics, self._contents.shards):
+            verify_file(self.folder, ref)
+        for index, shard in enumerate(self._shards):
+            labels = [] if shard.patch_labels is None else [shard.patch_labels]
+            for ref in (shard.record, *shard.files.values(), *labels):
                 verify_file(self.folder, ref)
             for site in self.sites:
-                if not torch.isfinite(self.shard(site, record.index).activations).all():
+                if not torch.isfinite(self.shard(site, index).activations).all():
                     raise StoreError(
                         "A shard holds NaN or infinite activations",
-                        where=self.folder / record.files[site].name,
+                        where=self.folder / shard.files[site].name,
                         fix="Record again with --dtype float32",
                     )
+        if digest_of(self.images.content_ids, self._shards) != self.digest:
+            raise StoreError(
+                "The store's digest is not that of its files", where=self.folder, fix=_FIX
+            )
 
-    def _check_complete(self) -> None:
-        missing = self.missing_shards()
-        if self.record.complete and not missing:
-            return
+    def _complete_contents(self) -> StoreContents:
+        """What the store holds, if none of its shards is missing."""
+        missing = missing_shards(self.folder, self.record)
+        if self.record.contents is not None and not missing:
+            return self.record.contents
         names = ", ".join(map(str, missing[:5])) + "…" * (len(missing) > 5)
         what = f"{len(missing)} of {self.record.n_shards} shards are missing ({names})"
         raise StoreError(
@@ -312,6 +356,32 @@ class ActivationStore:
             fix="Run the same visae record command again; it resumes",
         )
 
+    def _read_shards(self) -> tuple[ShardFiles, ...]:
+        """The files of every shard."""
+        ref = self._contents.shards
+        verify_file(self.folder, ref)
+        shards = read_record(ShardTable, self.folder / ref.name, error=StoreError).shards
+        sites = set(self.sites)
+        if len(shards) != self.record.n_shards or any(set(s.files) != sites for s in shards):
+            raise StoreError(
+                "The list of shards belongs to another recording",
+                where=self.folder / ref.name,
+                fix="Delete it and run the same visae record command again; it resumes",
+            )
+        return shards
+
+    @functools.cached_property
+    def _statistics(self) -> dict[str, Tensor]:
+        verify_file(self.folder, self._contents.statistics)
+        return read_tensors(self.folder / self._contents.statistics.name)
+
+    def _patch_labels_of(self, shard: int) -> dict[str, Tensor]:
+        ref = self._shards[shard].patch_labels
+        if ref is None:
+            raise StoreError("A shard has no patch labels", where=self.folder, fix=_FIX)
+        verify_file(self.folder, ref)
+        return read_tensors(self.folder / ref.name)
+
     def _recorded_location(self) -> str:
         """Where the images were, a path relative to the store made absolute."""
         path, mark, query = self.record.images.partition("?")
@@ -319,30 +389,6 @@ class ActivationStore:
             return self.record.images
         return f"{resolve_portable(path, self.folder)}{mark}{query}"
 
-    def _column(self, name: str) -> tuple[Any, ...]:
-        return tuple(itertools.chain.from_iterable(getattr(s, name) for s in self._shards))
-
-    def _first_image(self, index: int) -> int:
-        return sum(len(shard.content_ids) for shard in self._shards[:index])
-
     def _expected_shape(self, site: str, index: int) -> tuple[int, int, int]:
         record = self.site(site)
         return (self.n_images_in_shard(index), self.tokens_per_image(site), record.d_model)
-
-    def _shard_record(self, index: int) -> ShardRecord:
-        path = self.folder / "shards" / f"{shard_name(index)}.json"
-        record = read_record(ShardRecord, path, error=StoreError)
-        if record.index != index or set(record.files) != set(self.sites):
-            raise StoreError(
-                "This shard belongs to another recording",
-                where=path,
-                fix="Delete the folder and record again",
-            )
-        columns = {len(c) for c in (record.refs, record.labels, record.groups)}
-        first = index * self.record.images_per_shard
-        n_listed = min(self.record.images_per_shard, self.record.n_images_in_source - first)
-        n_images = len(record.content_ids)
-        if columns != {n_images} or n_images + len(record.skipped) != n_listed:
-            what = f"This shard does not list its {n_listed} images one by one"
-            raise StoreError(what, where=path, fix=_FIX)
-        return record

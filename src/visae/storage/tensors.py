@@ -5,7 +5,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from visae.errors import StoreError, VisaeError
 from visae.storage.atomic import atomic_path
@@ -14,7 +14,7 @@ from visae.storage.hashing import hash_file
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["FileRef", "read_tensors", "verify_file", "write_tensors"]
+__all__ = ["FileRef", "file_ref", "read_tensors", "verify_file", "write_tensors"]
 
 _DTYPE_NAMES = {
     "bool": "BOOL",
@@ -42,6 +42,12 @@ class FileRef:
     """SHA-256 of the file's bytes."""
 
 
+def file_ref(folder: Path, name: str) -> FileRef:
+    """What proves a file of a folder whole, as it is now."""
+    path = folder / name
+    return FileRef(name=name, n_bytes=path.stat().st_size, sha256=hash_file(path))
+
+
 def write_tensors(folder: Path, name: str, tensors: "Mapping[str, Tensor]") -> FileRef:
     """Write named tensors to ``folder/name`` and return what proves the file whole.
 
@@ -49,10 +55,10 @@ def write_tensors(folder: Path, name: str, tensors: "Mapping[str, Tensor]") -> F
     are contiguous and on the CPU.
     """
     own = _in_file_order(tensors)
-    header = _header(own)
+    parts: list[bytes | memoryview] = [_header(own), *map(_bytes, own.values())]
     digest, n_bytes = hashlib.sha256(), 0
     with atomic_path(folder / name) as temporary, temporary.open("wb") as file:
-        for data in (header, *map(_bytes, own.values())):
+        for data in parts:
             digest.update(data)
             n_bytes += file.write(data)
     return FileRef(name=name, n_bytes=n_bytes, sha256=digest.hexdigest())
@@ -79,9 +85,11 @@ def _header(tensors: "Mapping[str, Tensor]") -> bytes:
 
 
 def _bytes(tensor: "Tensor") -> memoryview:
+    """The tensor's own memory."""
     import torch
 
-    return memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
+    array: Any = tensor.reshape(-1).view(torch.uint8).numpy()
+    return memoryview(array)
 
 
 def _in_file_order(tensors: "Mapping[str, Tensor]") -> "dict[str, Tensor]":
