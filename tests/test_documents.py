@@ -77,9 +77,9 @@ def test_the_readme_is_short() -> None:
 
 
 def test_every_extension_point_works_as_documented(tmp_path: Path) -> None:
-    frames_code, cnn_code, sparsity_code, task_code, use_code = blocks(ROOT / "docs/extending.md")
+    *definitions, use_code = blocks(ROOT / "docs/extending.md")
     names: dict[str, Any] = {}
-    for code in (frames_code, cnn_code, sparsity_code, task_code):
+    for code in definitions:
         exec(compile(code, "extending.md", "exec"), names)  # noqa: S102
     generator = np.random.default_rng(0)
     frames = generator.integers(0, 256, (24, 32, 32, 3), dtype=np.uint8)
@@ -93,9 +93,12 @@ def test_every_extension_point_works_as_documented(tmp_path: Path) -> None:
         config=RecordConfig(sites=("early",), dtype="float32"),
         model_config=ModelConfig(model="mine/small-cnn"),
     )
-    trace = model.trace(torch.randn(2, 3, 32, 32), ["early"])
-    again = model.resume(trace, "early", trace.tokens["early"])
-    assert torch.equal(again.tokens, trace.output.tokens)
+    for made in (model, names["plain_cnn"](), names["token_mixer"]()):
+        site = made.sites[0]
+        trace = made.trace(torch.randn(2, 3, 32, 32), [site])
+        assert trace.tokens[site].shape[1:] == (made.layout(site).n_tokens, made.d_model(site))
+        again = made.resume(trace, site, trace.tokens[site])
+        assert torch.equal(again.tokens, trace.output.tokens)
     run = RunConfig(name="mine", n_features=32, sparsity=names["NearTop"](), matryoshka=False)
     config = TrainConfig(n_tokens=6_400, batch_size=128)
     train(store, "early", [run], tmp_path / "saes", config=config)

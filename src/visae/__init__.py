@@ -28,7 +28,10 @@ if TYPE_CHECKING:
     from visae.interventions.tasks import Task as Task
     from visae.interventions.verdict import Prediction as Prediction
     from visae.models.config import ModelConfig as ModelConfig
+    from visae.models.custom import wrap_model as wrap_model
+    from visae.models.layout import Layout as Layout
     from visae.models.loading import load_model as load_model
+    from visae.models.preprocessing import Preprocessing as Preprocessing
     from visae.models.protocol import VisionModel as VisionModel
     from visae.reports.workspace import write_report as write_report
     from visae.saes.checkpoint import load_sae as load_sae
@@ -59,9 +62,11 @@ _HOMES = {
     "ImageSource": "images.source",
     "IndexConfig": "features.config",
     "JumpReLU": "saes.learned",
+    "Layout": "models.layout",
     "ModelConfig": "models.config",
     "OutcomeConfig": "interventions.spec",
     "Prediction": "interventions.verdict",
+    "Preprocessing": "models.preprocessing",
     "ReLU": "saes.sparsity",
     "RecordConfig": "activations.format",
     "RunConfig": "training.config",
@@ -82,6 +87,7 @@ _HOMES = {
     "record": "activations.record",
     "run_experiment": "interventions.experiment",
     "train": "training.loop",
+    "wrap_model": "models.custom",
     "write_report": "reports.workspace",
 }
 
@@ -98,9 +104,11 @@ __all__ = [
     "ImageSource",
     "IndexConfig",
     "JumpReLU",
+    "Layout",
     "ModelConfig",
     "OutcomeConfig",
     "Prediction",
+    "Preprocessing",
     "ReLU",
     "RecordConfig",
     "RunConfig",
@@ -121,6 +129,7 @@ __all__ = [
     "record",
     "run_experiment",
     "train",
+    "wrap_model",
     "write_report",
 ]
 

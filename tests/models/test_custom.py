@@ -12,7 +12,7 @@ from visae.activations.store import ActivationStore
 from visae.errors import ModelError
 from visae.images.opening import open_images
 from visae.models.config import ModelConfig
-from visae.models.custom import wrap
+from visae.models.custom import wrap_model
 from visae.models.layout import Layout
 from visae.models.loading import load_model
 from visae.models.preprocessing import Preprocessing
@@ -97,18 +97,18 @@ def images(n=3):
 
 def cnn(**changes):
     settings = {"name": "mine/cnn", "preprocessing": PREPROCESSING, "sites": {"0": None, "2": None}}
-    return wrap(seeded(PlainCNN), **settings | changes)
+    return wrap_model(seeded(PlainCNN), **settings | changes)
 
 
 def mixer(*, skips=False, **changes):
     sites = {f"blocks.{index}": TOKENS for index in range(3)}
     settings = {"name": "mine/mixer", "preprocessing": PREPROCESSING, "sites": sites}
-    return wrap(seeded(Mixer, skips=skips), **settings | changes)
+    return wrap_model(seeded(Mixer, skips=skips), **settings | changes)
 
 
 def other():
     sites = {"turned": None, "paired": Layout(special=(), grid=(4, 6))}
-    return wrap(seeded(ChannelsLast), name="mine/o", preprocessing=PREPROCESSING, sites=sites)
+    return wrap_model(seeded(ChannelsLast), name="mine/o", preprocessing=PREPROCESSING, sites=sites)
 
 
 @pytest.mark.parametrize(
@@ -156,7 +156,7 @@ def test_what_a_network_calls_output_is_its_output():
 
     network = seeded(Both)
     sites = {"blocks.0": TOKENS}
-    model = wrap(network, name="mine/both", preprocessing=PREPROCESSING, sites=sites)
+    model = wrap_model(network, name="mine/both", preprocessing=PREPROCESSING, sites=sites)
     output = model.trace(images(), ["blocks.0"]).output
     assert torch.equal(output.embedding, output.tokens.mean(1))
 
@@ -217,12 +217,12 @@ def test_a_network_that_gives_something_else_is_refused():
             return {"features": super().forward(pixels)}
 
     with pytest.raises(ModelError, match="The network gives a dict"):
-        wrap(Dictionary(), name="m", preprocessing=PREPROCESSING, sites={"blocks.0": TOKENS})
+        wrap_model(Dictionary(), name="m", preprocessing=PREPROCESSING, sites={"blocks.0": TOKENS})
 
 
 def test_a_network_without_weights_is_a_model():
     network = nn.Sequential(nn.AvgPool2d(8))
-    model = wrap(network, name="mine/mean", preprocessing=PREPROCESSING, sites={"0": None})
+    model = wrap_model(network, name="mine/mean", preprocessing=PREPROCESSING, sites={"0": None})
     assert model.tokens(images(), ["0"])["0"].shape == (3, 6, 3)
 
 
@@ -231,7 +231,7 @@ def test_a_network_without_weights_is_a_model():
 MODULE = """
 import torch
 from torch import nn
-from visae.models.custom import wrap
+from visae.models.custom import wrap_model
 from visae.models.preprocessing import Preprocessing
 from visae.models.protocol import VisionModel
 
@@ -240,8 +240,8 @@ called = []
 def small_cnn() -> VisionModel:
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(3, 8, 4, 4), nn.ReLU(), nn.Conv2d(8, 4, 2, 2))
-    preprocessing = Preprocessing(size=(32, 32))
-    return wrap(network, name="mine/small-cnn", preprocessing=preprocessing, sites={"1": None})
+    size = Preprocessing(size=(32, 32))
+    return wrap_model(network, name="mine/small-cnn", preprocessing=size, sites={"1": None})
 
 def undeclared():
     called.append(1)

@@ -1,6 +1,6 @@
 """Any network of one's own as a ``VisionModel``: name the modules whose output is wanted.
 
-``wrap`` makes the model; a function that returns it can be named on the command line and in a
+``wrap_model`` makes the model; a function that returns it can be named on the command line and in a
 store as ``python:MODULE:FUNCTION``, and ``load_custom`` calls it.
 """
 
@@ -26,12 +26,12 @@ from visae.models.preprocessing import Preprocessing
 from visae.models.protocol import Output, VisionModel
 from visae.models.shapes import flatten, map_form
 
-__all__ = ["load_custom", "wrap"]
+__all__ = ["load_custom", "wrap_model"]
 
 _DECLARED = (VisionModel, HookedModel, "VisionModel", "HookedModel")
 
 
-def wrap(
+def wrap_model(
     network: nn.Module,
     *,
     name: str,
@@ -88,7 +88,7 @@ def wrap(
 
 
 def load_custom(config: ModelConfig, device: torch.device) -> VisionModel:
-    """The model that ``python:MODULE:FUNCTION`` gives, on a device if ``wrap`` made it.
+    """The model that ``python:MODULE:FUNCTION`` gives, on a device if ``wrap_model`` made it.
 
     The module is one that can be imported, or a file of the current folder. The function takes
     nothing and says that it returns a ``VisionModel``: no other function is ever called, so that
@@ -109,7 +109,7 @@ def load_custom(config: ModelConfig, device: torch.device) -> VisionModel:
         raise ModelError(
             f"The function gives a {type(model).__name__} instead of a VisionModel",
             where=config.model,
-            fix="Return what visae.models.custom.wrap gives",
+            fix="Return what visae.models.custom.wrap_model gives",
         )
     if not isinstance(model, HookedModel):
         return model

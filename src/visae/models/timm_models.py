@@ -74,7 +74,7 @@ def _forward(network: nn.Module, pixels: Tensor) -> Output:
         raise ModelError(
             f"This architecture gives a {type(features).__name__} of features, not one tensor",
             where=type(network).__name__,
-            fix="Choose another architecture, or wrap this one with visae.models.custom.wrap",
+            fix="Choose another architecture, or wrap this one with visae.models.custom.wrap_model",
         )
     has_head = getattr(network, "num_classes", 0) > 0
     logits = timm_network.forward_head(features) if has_head else None
