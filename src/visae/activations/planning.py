@@ -16,6 +16,7 @@ from visae.activations.format import (
     StoreRecord,
     shard_name,
 )
+from visae.activations.resuming import images_per_shard
 from visae.activations.statistics import token_kinds
 from visae.errors import StoreError
 from visae.images.source import ImageSource, MaskedSource
@@ -73,7 +74,7 @@ def plan_store(
         preprocessing=model.preprocessing,
         images=_portable_location(source.location, out),
         n_images_in_source=len(source.entries),
-        images_per_shard=max(16, min(1024, config.shard_bytes // per_image)),
+        images_per_shard=images_per_shard(config.shard_bytes, per_image),
         tokens=config.tokens,
         dtype=config.dtype,
         precision=config.precision,
@@ -172,9 +173,13 @@ def _mask_classes(source: ImageSource) -> tuple[MaskClass, ...] | None:
 
 
 def _lasting(record: StoreRecord) -> dict[str, Any]:
-    """What must be equal for a recording to be continued: all but names and progress."""
+    """What must be equal for a recording to be continued: all but names and progress.
+
+    Weights are known by their hash, whatever revision the hub calls them.
+    """
     plain: dict[str, Any] = to_plain(record)
-    del plain["contents"], plain["visae_version"], plain["identity"]["title"]
+    del plain["contents"], plain["visae_version"]
+    del plain["identity"]["title"], plain["identity"]["revision"]
     return plain
 
 

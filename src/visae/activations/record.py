@@ -30,8 +30,8 @@ from visae.activations.shard_buffer import ShardBuffer
 from visae.activations.shard_writing import Meter, ShardWriter
 from visae.activations.store import ActivationStore
 from visae.distributed import Ranks
-from visae.errors import ImageError, StoreError
-from visae.images.source import ImageEntry, ImageSource
+from visae.errors import ConfigError, ImageError, StoreError
+from visae.images.source import ImageEntry, ImageSource, StreamedSource
 from visae.models.config import ModelConfig
 from visae.models.protocol import VisionModel
 from visae.progress import ProgressCallback, silent
@@ -164,19 +164,31 @@ def _write_shards(recording: _Recording, shards: Sequence[int], meter: Meter) ->
 
 
 def _decoding(recording: _Recording) -> Decoding:
-    plan, config = recording.plan, recording.config
-    workers = config.workers
-    if workers is None:
-        on_gpu = recording.device.type != "cpu"
-        workers = default_workers(on_gpu=on_gpu, n_processes=recording.ranks.n_local)
+    plan = recording.plan
     grids = {site.layout.grid for site in plan.sites} if plan.mask_classes is not None else set()
     return Decoding(
         source=recording.source,
         preprocessing=plan.preprocessing,
         grids=tuple(sorted(grids)),
-        workers=workers,
-        n_ahead=2 * config.batch_size,
+        workers=_n_workers(recording),
+        n_ahead=2 * recording.config.batch_size,
     )
+
+
+def _n_workers(recording: _Recording) -> int:
+    """As many as asked for, or as the device needs; a stream is read by this process."""
+    source, wanted = recording.source, recording.config.workers
+    is_stream = isinstance(source, StreamedSource) and source.is_stream
+    if is_stream and wanted:
+        raise ConfigError(
+            "A stream of images is read by one process",
+            where=f"--workers {wanted}",
+            fix="Use --workers 0",
+        )
+    if wanted is not None or is_stream:
+        return wanted or 0
+    on_gpu = recording.device.type != "cpu"
+    return default_workers(on_gpu=on_gpu, n_processes=recording.ranks.n_local)
 
 
 def _batches(

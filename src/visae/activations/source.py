@@ -49,9 +49,8 @@ class RecordedImages:
 
     @functools.cached_property
     def entries(self) -> tuple[ImageEntry, ...]:
-        """Row i of the store is entry i, with the label and group that were recorded."""
-        rows = zip(self._table.refs, self._table.labels, self._table.groups, strict=True)
-        return tuple(ImageEntry(ref=ref, label=label, group=group) for ref, label, group in rows)
+        """Row i of the store is entry i, with the label, group and metadata that were recorded."""
+        return tuple(self._table.entry(row) for row in range(len(self._table)))
 
     def load(self, ref: str) -> LoadedImage:
         """Read one recorded image.

@@ -9,6 +9,9 @@ from visae.cli.slurm import LongVerb
 from visae.errors import ConfigError
 
 if TYPE_CHECKING:
+    from visae.activations.format import RecordConfig
+    from visae.activations.store import ActivationStore
+    from visae.models.config import ModelConfig
     from visae.saes.sparsity import Sparsity
     from visae.training.config import RunConfig, TrainConfig
 
@@ -22,15 +25,17 @@ class RecordCommand(LongVerb):
     """Record a model's activations on images: images → an activation store."""
 
     images: str
-    """Folder (class subfolders give labels), .csv or .parquet manifest, hf://owner/dataset."""
+    """Folder (class subfolders give labels), .csv or .parquet manifest, hf://owner/dataset …"""
     model: str
-    """timm model name, for example vit_small_patch14_dinov2.lvd142m."""
+    """timm model name such as vit_small_patch14_dinov2.lvd142m, open_clip/…, transformers/…"""
     out: Path
     """Folder of the store; run again to resume."""
     site: tuple[str, ...] = ("residual@9",)
-    """Where: residual@N, mlp@N, attention@N or a module path; several in one pass."""
+    """Where: residual@N, mlp@N, attention@N, heads@N or a module path; several in one pass."""
     weights: Path | None = None
     """Local safetensors file with the model's own tensor names, instead of the hub."""
+    revision: str | None = None
+    """Commit, tag or branch of the hub's repository, instead of the newest."""
     image_size: int | None = None
     """Side of the square input in pixels, instead of the model's own."""
     title: str | None = None
@@ -39,8 +44,12 @@ class RecordCommand(LongVerb):
     """Which tokens to keep; all lets probes read the CLS token later."""
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
     """Number format of the stored activations."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Number format in which the model computes; bfloat16 is fast on a GPU."""
     batch_size: int = 32
     """Images in one forward pass."""
+    workers: int | None = None
+    """Processes that read images; 0 reads them in this one, and so does a model on the CPU."""
     shard_mb: int = 64
     """Target size of a shard file in MiB; a shard is the unit of resuming."""
     device: str = "auto"
@@ -49,36 +58,55 @@ class RecordCommand(LongVerb):
     """Stop at the first image that cannot be read instead of listing it in skipped.csv."""
 
     def run(self, screen: Screen) -> None:
-        """Record, and say what was recorded."""
-        from visae.activations.format import RecordConfig
+        """Record, and say what was recorded; of several processes, the first one says it."""
         from visae.activations.record import record
+        from visae.distributed import joined_ranks
         from visae.images.opening import open_images
-        from visae.models.config import ModelConfig
         from visae.models.loading import load_model
 
-        config = RecordConfig(
+        model_config = self._model_config()
+        source = open_images(self.images)
+        with joined_ranks() as ranks:
+            store = record(
+                source,
+                load_model(model_config, device=ranks.device(self.device)),
+                self.out,
+                config=self._config(),
+                model_config=model_config,
+                strict=self.strict,
+                progress=screen.progress,
+                ranks=ranks,
+            )
+        if ranks.is_first:
+            self._say(store, len(source.entries), screen)
+
+    def _config(self) -> "RecordConfig":
+        from visae.activations.format import RecordConfig
+
+        return RecordConfig(
             sites=self.site,
             tokens=self.tokens,
             dtype=self.dtype,
+            precision=self.precision,
             batch_size=self.batch_size,
             shard_bytes=self.shard_mb * 2**20,
+            workers=self.workers,
         )
-        model_config = ModelConfig(
-            model=self.model, weights=self.weights, image_size=self.image_size, title=self.title
+
+    def _model_config(self) -> "ModelConfig":
+        from visae.models.config import ModelConfig
+
+        return ModelConfig(
+            model=self.model,
+            weights=self.weights,
+            revision=self.revision,
+            image_size=self.image_size,
+            title=self.title,
         )
-        source = open_images(self.images)
-        store = record(
-            source,
-            load_model(model_config, device=self.device),
-            self.out,
-            config=config,
-            model_config=model_config,
-            strict=self.strict,
-            progress=screen.progress,
-        )
-        n_skipped = len(source.entries) - store.n_images
+
+    def _say(self, store: "ActivationStore", n_listed: int, screen: Screen) -> None:
         screen.say(f"Recorded {store.n_images:,} images at {', '.join(store.sites)}: {self.out}")
-        if n_skipped:
+        if n_skipped := n_listed - store.n_images:
             screen.say(f"{n_skipped} images were skipped: see {self.out / 'skipped.csv'}")
         if repeated := store.images.duplicates():
             screen.say(f"{len(repeated)} images occur more than once.")
