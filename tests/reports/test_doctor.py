@@ -69,7 +69,9 @@ def test_a_moved_workspace_is_as_healthy(workspace):
     ("name", "part", "said"),
     [
         ("activations/planted/residual@0/00000.safetensors", "planted", "checksum"),
-        ("activations/planted/shards/00000.safetensors", "planted", "checksum"),
+        ("activations/planted/images.parquet", "planted", "checksum"),
+        ("activations/planted/shards.json", "planted", "checksum"),
+        ("activations/planted/statistics.safetensors", "planted", "checksum"),
         ("saes/hand/sae.safetensors", "hand", "checksum"),
         ("features/hand@planted/codes/00000.safetensors", "hand@planted", "checksum"),
     ],
@@ -104,23 +106,8 @@ def test_a_file_that_was_cut_short(workspace, name, said):
 def test_a_missing_shard(workspace):
     (workspace / "activations/planted/shards/00000.json").unlink()
     (finding,) = bad(workspace)
-    assert "incomplete: 1 of 1 shards are missing" in finding.detail
-    assert "Run the same visae record command again" in finding.detail
-
-
-def test_activations_that_are_no_numbers(workspace, store_of):
-    from visae.storage.tensors import write_tensors
-
-    table = torch.ones(20, 3, 4)
-    table[5] = 2.0
-    store = store_of(workspace / "activations" / "nan", {"a@0": table})
-    table[7, 1, 2] = float("nan")
-    ref = write_tensors(store.folder, "a@0/00000.safetensors", {"activations": table})
-    record = json.loads((store.folder / "shards" / "00000.json").read_text())
-    record["files"]["a@0"] |= {"sha256": ref.sha256, "n_bytes": ref.n_bytes}
-    (store.folder / "shards" / "00000.json").write_text(json.dumps(record))
-    (finding,) = bad(workspace)
-    assert "NaN" in finding.detail
+    assert "incomplete: 1 of 1 shards are missing (0)" in finding.detail
+    assert "to mend it, run: visae record --images" in finding.detail
 
 
 def test_an_index_of_an_sae_that_is_no_longer_there(workspace, healthy):

@@ -15,6 +15,7 @@ from visae.storage.atomic import (
     atomic_folder,
     atomic_path,
     disk_errors,
+    leftovers,
     remove_leftovers,
     write_bytes,
     write_text,
@@ -93,7 +94,9 @@ def test_kill_leaves_the_old_file_and_leftovers_can_be_removed(tmp_path):
     run_until_killed("atomic_path", WRITE_FILE, path)
     assert path.read_bytes() == b"old"
     assert len(names(tmp_path)) == 2
+    assert [path.suffix for path in leftovers(tmp_path)] == [".tmp"]
     assert remove_leftovers(tmp_path) == len(b"new, but only half of i")
+    assert leftovers(tmp_path) == []
     assert names(tmp_path) == ["a.bin"]
 
 

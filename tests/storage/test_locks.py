@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from visae.errors import StoreError
-from visae.storage.locks import exclusive
+from visae.storage.locks import exclusive, is_locked
 
 HOLDER = """
 import sys
@@ -80,3 +80,13 @@ def test_a_file_in_the_place_of_the_folder(tmp_path):
     (tmp_path / "out").write_bytes(b"")
     with pytest.raises(StoreError, match="A file stands"), exclusive(tmp_path / "out"):
         pytest.fail("a file is no folder")
+
+
+def test_a_folder_is_known_to_be_written(tmp_path):
+    assert not is_locked(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    with exclusive(tmp_path):
+        assert is_locked(tmp_path)
+    assert not is_locked(tmp_path)
+    with exclusive(tmp_path):
+        pass

@@ -23,6 +23,7 @@ from visae.activations.format import (
     shard_name,
 )
 from visae.activations.planning import missing_shards
+from visae.activations.resuming import recorded_location
 from visae.activations.source import RecordedImages
 from visae.activations.statistics import SiteStatistics, token_kinds
 from visae.activations.token_files import TokenFile, tensor_file
@@ -159,7 +160,7 @@ class ActivationStore:
         Raises:
             StoreError: when there are no such images any more, or others in their place.
         """
-        found = self._recorded_location() if location is None else str(location)
+        found = recorded_location(self.record, self.folder) if location is None else str(location)
         try:
             source = open_images(found)
         except ImageError as failure:
@@ -381,13 +382,6 @@ class ActivationStore:
             raise StoreError("A shard has no patch labels", where=self.folder, fix=_FIX)
         verify_file(self.folder, ref)
         return read_tensors(self.folder / ref.name)
-
-    def _recorded_location(self) -> str:
-        """Where the images were, a path relative to the store made absolute."""
-        path, mark, query = self.record.images.partition("?")
-        if ":" in path.split("/")[0]:
-            return self.record.images
-        return f"{resolve_portable(path, self.folder)}{mark}{query}"
 
     def _expected_shape(self, site: str, index: int) -> tuple[int, int, int]:
         record = self.site(site)

@@ -3,7 +3,6 @@
 A workspace is checked part by part; every finding is one line, good or bad.
 """
 
-import dataclasses
 import importlib.metadata
 import importlib.util
 import platform
@@ -11,14 +10,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import visae
-from visae.activations.store import ActivationStore
 from visae.errors import FeatureIndexError, StoreError, VisaeError
 from visae.features.index import FeatureIndex
 from visae.interventions.verification import verify_experiment
+from visae.reports.finding import Finding
+from visae.reports.store_check import check_store
 from visae.saes.checkpoint import load_sae, read_sae_record
 from visae.storage.portable import resolve_portable
 
-__all__ = ["Finding", "examine", "examine_installation"]
+__all__ = ["examine", "examine_installation"]
 
 _EXTRAS = {
     "open_clip": "clip",
@@ -29,18 +29,6 @@ _EXTRAS = {
 }
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Finding:
-    """One thing that was checked."""
-
-    what: str
-    """The thing."""
-    is_fine: bool
-    """Whether it is as it should be."""
-    detail: str
-    """What it is, or what is wrong and what to do."""
-
-
 def examine(path: Path) -> list[Finding]:
     """Check a store, SAE, index or experiment, or every one of them below a folder.
 
@@ -49,12 +37,13 @@ def examine(path: Path) -> list[Finding]:
     """
     path = Path(path)
     checks = {
-        "store.json": _check_store,
         "sae.json": _check_sae,
         "index.json": _check_index,
         "result.json": _check_experiment,
     }
     findings = []
+    for found in sorted(path.rglob("store.json") if path.is_dir() else []):
+        findings.append(check_store(found.parent))
     for name, check in checks.items():
         for found in sorted(path.rglob(name) if path.is_dir() else []):
             findings.append(_finding(found.parent, check))
@@ -98,19 +87,6 @@ def _finding(folder: Path, check: Callable[[Path], str]) -> Finding:
         return Finding(what=str(folder), is_fine=True, detail=check(folder))
     except VisaeError as error:
         return Finding(what=str(folder), is_fine=False, detail=str(error))
-
-
-def _check_store(folder: Path) -> str:
-    store = ActivationStore(folder)
-    store.verify()
-    found = {site: store.statistics(site) for site in store.sites}
-    statistics = [
-        f"{site} (‖x‖ median {each.norm_quantile(0.5):.3g}, "
-        f"{len(each.outlier_dimensions)} outlier dimensions, "
-        f"rounding error {each.rounding_error:.2g} of the spread)"
-        for site, each in found.items()
-    ]
-    return f"store of {store.n_images:,} images, every checksum right; {'; '.join(statistics)}"
 
 
 def _check_sae(folder: Path) -> str:

@@ -20,6 +20,7 @@ __all__ = [
     "atomic_folder",
     "atomic_path",
     "disk_errors",
+    "leftovers",
     "remove_leftovers",
     "write_bytes",
     "write_text",
@@ -98,6 +99,11 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
+def leftovers(folder: Path) -> list[Path]:
+    """Files and folders under temporary names below a folder: of a killed writer, or a live one."""
+    return [path for path in folder.rglob(".*") if _TEMPORARY_NAME.fullmatch(path.name)]
+
+
 def remove_leftovers(folder: Path) -> int:
     """Clear what killed processes left below a folder, and give the number of bytes freed.
 
@@ -107,7 +113,7 @@ def remove_leftovers(folder: Path) -> int:
     """
     n_bytes = 0
     with disk_errors(folder):
-        for path in list(folder.rglob(".*")):
+        for path in leftovers(folder):
             match = _TEMPORARY_NAME.fullmatch(path.name)
             if match and match["ending"] == "old" and not path.with_name(match["name"]).exists():
                 path.replace(path.with_name(match["name"]))

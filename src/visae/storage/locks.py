@@ -1,13 +1,14 @@
 """One writer a folder: a lock file that a killed process releases by dying."""
 
 import contextlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from visae.errors import StoreError
 from visae.storage.atomic import disk_errors
 
-__all__ = ["exclusive"]
+__all__ = ["exclusive", "is_locked"]
 
 
 @contextlib.contextmanager
@@ -34,3 +35,21 @@ def exclusive(folder: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def is_locked(folder: Path) -> bool:
+    """Whether another process writes this folder at this moment; a folder that is read-only is not.
+
+    The lock is held for an instant to find out.
+    """
+    import filelock
+
+    lock = filelock.FileLock(folder / ".lock", blocking=False)
+    if not Path(lock.lock_file).exists() or not os.access(lock.lock_file, os.W_OK):
+        return False
+    try:
+        lock.acquire()
+    except filelock.Timeout:
+        return True
+    lock.release()
+    return False
