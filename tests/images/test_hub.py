@@ -7,9 +7,10 @@ import pytest
 from PIL import Image
 
 from visae.errors import ImageError
-from visae.images.hub import HubAddress, HubImages
+from visae.images.hub import HubImages
+from visae.images.hub_address import HubAddress
 from visae.images.opening import open_images
-from visae.images.source import ImageEntry, ImageSource
+from visae.images.source import ImageEntry, ImageSource, MaskedSource
 from visae.storage.hashing import hash_bytes
 
 
@@ -75,6 +76,7 @@ def test_label_and_group_columns_are_chosen_by_options(save):
     location = save(features=numbers, site=[1, 1, None], kind=["a", "", "b"])
     source = HubImages(f"{location}?label=kind&group=site")
     assert [(e.label, e.group) for e in source.entries] == [("a", "1"), (None, "1"), ("b", None)]
+    assert [e.metadata["label"] for e in source.entries] == ["owl", "cat", None]
     assert source.location == f"{location}?label=kind&group=site"
     with pytest.raises(ImageError, match=r"no column 'sit' .*Choose one of: site"):
         HubImages(f"{location}?group=sit")
@@ -225,7 +227,8 @@ def test_without_a_hub_a_copy_on_this_machine_is_used(no_hub, save, monkeypatch)
 
     monkeypatch.setattr(datasets, "load_dataset", load_copy)
     source = HubImages("hf://owner/dataset:test?config=160px&revision=abc")
-    assert asked == [(("owner/dataset", "160px"), {"split": "test", "revision": "abc"})]
+    which = {"split": "test", "revision": "abc", "streaming": False}
+    assert asked == [(("owner/dataset", "160px"), which)]
     assert len(source.entries) == 3
 
 
@@ -244,3 +247,69 @@ def test_a_folder_of_the_same_name_is_never_taken_for_the_hub(tmp_path, monkeypa
     (tmp_path / "owner/dataset").mkdir(parents=True)
     with pytest.raises(ImageError, match="Write hf:owner/dataset for the folder"):
         HubImages("hf://owner/dataset")
+
+
+def test_other_columns_are_metadata_and_several_groups_are_joined(save):
+    more = {
+        "patient": datasets.Value("string"),
+        "site": datasets.Value("int64"),
+        "box": datasets.Sequence(datasets.Value("int64")),
+        "raw": datasets.Value("binary"),
+    }
+    columns = {"patient": ["p1", "p2", "p3"], "site": [1, 1, 2], "box": [[1]] * 3, "raw": [b""] * 3}
+    location = save(features=more, **columns)
+    source = HubImages(location)
+    assert source.entries[2].metadata == {"patient": "p3", "site": "2"}
+    source = HubImages(f"{location}?group=patient,site")
+    assert [e.group for e in source.entries] == ["patient=p1", "patient=p1", "patient=p3"]
+    assert source.entries[1].metadata == {"patient": "p2", "site": "1"}
+    with pytest.raises(ImageError, match="not one value a row"):
+        HubImages(f"{location}?group=patient,box")
+
+
+def test_the_first_rows_alone_are_asked_for_by_number(save):
+    location = save()
+    source = HubImages(f"{location}?n=2")
+    assert [e.label for e in source.entries] == ["owl", "cat"]
+    assert len(open_images(source.location).entries) == 2
+    for wrong in ("0", "x", "-1", "1.5", "9" * 30, ""):
+        with pytest.raises(ImageError, match=r"no number of rows|cannot be read"):
+            HubImages(f"{location}?n={wrong}")
+    with pytest.raises(ImageError, match=r"has 3 rows, fewer than \?n=4"):
+        HubImages(f"{location}?n=4")
+
+
+@pytest.fixture
+def masks(encode):
+    values = np.random.default_rng(0).integers(0, 3, (2, 3, 4), np.uint8)
+    return values, [encode(Image.fromarray(one)) for one in values]
+
+
+def test_a_column_of_masks_gives_masks(save, masks, pictures, tmp_path, sent, monkeypatch):
+    values, encoded = masks
+    cells = [*({"bytes": data, "path": None} for data in encoded), None]
+    location = save(features={"seg": datasets.Image()}, seg=cells)
+    (tmp_path / "names.txt").write_text("sky\nroad\n")
+    monkeypatch.chdir(tmp_path)
+    source = open_images(f"{location}?mask=seg&classes=names.txt&ignore=2")
+    assert isinstance(source, MaskedSource)
+    assert source.mask_classes == {0: "sky", 1: "road"}
+    monkeypatch.chdir("/")
+    for reader in (source, sent(source), open_images(source.location)):
+        image = reader.load("1")
+        assert image.content_id == hash_bytes(pictures[1])
+        assert image.mask_id == hash_bytes(encoded[1])
+        expected = np.where(values[1] == 2, -1, values[1].astype(int))
+        np.testing.assert_array_equal(np.asarray(image.mask), expected)
+        assert reader.load("2").mask is None
+    with pytest.raises(ImageError, match=r"called sge .*Choose one of: seg"):
+        open_images(f"{location}?mask=sge")
+    with pytest.raises(ImageError, match="no column of masks is named"):
+        open_images(f"{location}?image=image&ignore=2")
+
+
+def test_a_source_is_the_same_in_another_process(save, pictures, sent):
+    source = HubImages(save())
+    again = sent(source)
+    assert again.entries == source.entries
+    assert again.load("2").content_id == hash_bytes(pictures[2])

@@ -6,6 +6,8 @@ from visae.errors import ImageError
 from visae.images.bundled import BundledImages
 from visae.images.folder import FolderImages
 from visae.images.hub import HubImages
+from visae.images.hub_address import HubAddress
+from visae.images.hub_stream import HubStream
 from visae.images.location import is_folder, is_there, nearest_siblings, split_options
 from visae.images.manifest import MANIFEST_SUFFIXES, ManifestImages, ManifestOptions
 from visae.images.masks import MaskedImages, MaskOptions
@@ -42,7 +44,7 @@ def open_images(location: str | Path) -> ImageSource:
     if scheme == "bundled":
         return BundledImages(address)
     if scheme == "hf":
-        return HubImages(text)
+        return _open_dataset(text)
     if scheme == "seg":
         return _open_segmentation(address)
     if scheme == "wds":
@@ -94,6 +96,15 @@ def _open_webdataset(address: str, options: dict[str, str], where: str) -> Image
         return MaskedImages(samples, named, folder=samples.folder)
     _refuse_mask_options(named, where, "no sample has a mask")
     return samples
+
+
+def _open_dataset(text: str) -> ImageSource:
+    options = HubAddress.parse(text).options
+    rows = HubImages(text) if options.streaming is None else HubStream(text)
+    if options.mask is not None:
+        return MaskedImages(rows, options, folder=Path.cwd())
+    _refuse_mask_options(options, text, "no column of masks is named")
+    return rows
 
 
 def _refuse_mask_options(options: MaskOptions, where: str, reason: str) -> None:
