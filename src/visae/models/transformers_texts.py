@@ -157,6 +157,8 @@ def _scores(tensors: dict[str, Tensor], kind: _Kind, files: ModelFiles) -> Score
 
 
 def _tokenizer(files: ModelFiles) -> Any:
+    fix = "Put the tokenizer's files beside the weights"
+    files.require(*_TOKENIZER_FILES, fix=fix)
     for file in _TOKENIZER_FILES:
         files.find(file)
     try:
@@ -167,5 +169,5 @@ def _tokenizer(files: ModelFiles) -> Any:
         raise ModelError(
             f"The tokenizer of {files.name} cannot be loaded: {first_lines(failure)}",
             where=files.folder,
-            fix="Put the tokenizer's files beside the weights",
+            fix=fix,
         ) from failure
