@@ -124,6 +124,53 @@ def store_of():
     return make
 
 
+# Several processes, as torchrun starts them
+
+
+HEAD_OF_RANK = """
+import contextlib, os
+from visae.distributed import joined_ranks
+
+os.environ.update({environment!r})
+with open({out!r}, "w") as out, contextlib.redirect_stdout(out), joined_ranks() as ranks:
+"""
+
+
+@pytest.fixture(scope="session")
+def run_ranks(tmp_path_factory):
+    """What each of some processes prints, running a body that knows its ``ranks``.
+
+    They are forked from one process that has the imports behind it.
+    """
+    import multiprocessing
+    import socket
+
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["visae.activations.record", "torch.distributed"])
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+    def run(body, *, n_processes=2):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        folder = tmp_path_factory.mktemp("ranks")
+        processes = []
+        for rank in range(n_processes):
+            values = (rank, n_processes, rank, n_processes, "127.0.0.1", port)
+            environment = dict(zip(names, map(str, values), strict=True))
+            code = HEAD_OF_RANK.format(environment=environment, out=str(folder / str(rank)))
+            code += "\n".join(f"    {line}" for line in body.strip().splitlines())
+            processes.append(context.Process(target=exec, args=(code, {})))
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join(120)
+        assert [process.exitcode for process in processes] == [0] * n_processes
+        return [(folder / str(rank)).read_text() for rank in range(n_processes)]
+
+    return run
+
+
 @pytest.fixture(scope="session")
 def make_vit():
     """Build a small random ViT; options are those of timm's ``VisionTransformer``."""
