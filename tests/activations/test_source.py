@@ -120,6 +120,21 @@ def test_an_image_that_changed_later_is_refused_when_loaded(workspace):
         source.load("class1/3.png")
 
 
+def test_a_mask_that_changed_later_is_refused_when_loaded(tmp_path):
+    for half in ("images", "masks"):
+        write_images(tmp_path / "ws/images/seg" / half)
+        for path in (tmp_path / "ws/images/seg/masks").rglob("*.png"):
+            Image.new("L", (4, 4), 1).save(path)
+    store = record_images(f"seg:{tmp_path}/ws/images/seg", tmp_path / "ws/activations/seg")
+    source = store.source()
+    assert source.load("class1/3.png").mask is not None
+    Image.new("L", (4, 4), 2).save(tmp_path / "ws/images/seg/masks/class1/3.png")
+    with pytest.raises(StoreError, match=r"mask of this image .* content differs"):
+        source.load("class1/3.png")
+    plain = store.source(tmp_path / "ws/images/seg/images")
+    assert plain.load("class1/3.png").mask is None
+
+
 def test_a_first_image_that_cannot_be_read_is_refused(workspace):
     store = ActivationStore(workspace / "activations/small")
     (workspace / "images/small" / store.images.refs[0]).write_bytes(b"no image")

@@ -94,6 +94,7 @@ def test_an_archive_cut_anywhere_is_refused(write):
     end = 3 * (512 + 1024)
     for length in [*range(0, end, 97), 512, 1536, end - 1, end]:
         refused(write(whole[:length]), "damaged or cut short")
+    refused(write(whole[:end]), "ends without the mark of its end")
     assert len(index_tar(write(whole[: end + 512]))) == 3
 
 

@@ -57,7 +57,7 @@ class RecordedImages:
 
         Raises:
             ImageError: when it was not recorded or cannot be read.
-            StoreError: when its content is not what was recorded.
+            StoreError: when its content, or that of its mask, is not what was recorded.
         """
         if ref not in self._content_ids:
             raise ImageError("This image was not recorded", where=ref, fix="Use a ref of `entries`")
@@ -68,7 +68,19 @@ class RecordedImages:
                 where=f"{self.location}, {ref}",
                 fix=f"{_FIX}, or record again",
             )
+        recorded_mask = self._mask_ids.get(ref)
+        if recorded_mask and image.mask_id and image.mask_id != recorded_mask:
+            raise StoreError(
+                "The mask of this image is not the one that was recorded: its content differs",
+                where=f"{self.location}, {ref}",
+                fix="Restore the mask, or record again for the labels of its patches",
+            )
         return image
+
+    @functools.cached_property
+    def _mask_ids(self) -> dict[str, str | None]:
+        masks = self._table.mask_ids or [None] * len(self._table)
+        return dict(zip(self._table.refs, masks, strict=True))
 
     @functools.cached_property
     def _content_ids(self) -> dict[str, str]:
