@@ -136,6 +136,11 @@ def test_the_sites_are_the_parts_of_the_blocks(model):
     assert [model.d_model(site) for site in ("residual@0", "heads@1", "heads@1.1")] == [8, 8, 4]
 
 
+def test_without_blocks_the_sites_are_the_stages_that_give_tokens():
+    staged = make(blocks=(), is_chain=False, stages=("", "gone", "stem", "head", "norm"))
+    assert staged.sites == ("stem", "norm")
+
+
 @pytest.mark.parametrize("site", SITES + MORE_SITES)
 def test_resuming_is_the_plain_pass_and_an_edit_is_not(model, pixels, site):
     trace = model.trace(pixels, [site])

@@ -66,7 +66,7 @@ def named_sites(architecture: Architecture) -> tuple[tuple[str, ...], tuple[str,
         for kind, part in _parts(block).items()
         if part is not None
     )
-    modules = dict(architecture.network.named_modules())
+    modules = {path for path, _ in architecture.network.named_modules() if path}
     return tuple(of_blocks), tuple(stage for stage in architecture.stages if stage in modules)
 
 

@@ -25,6 +25,7 @@ __all__ = ["timm_architecture", "timm_model"]
 
 _CHAINS = (Beit, Cait, Eva, NaFlexVit, VisionTransformer, VisionTransformerRelPos, Xcit)
 _PARTS = {"mlp": ("drop_path2", "ls2", "mlp"), "attention": ("drop_path1", "ls1", "attn")}
+_AFTER_BOTH_NORMS = {"mlp": "norm4", "attention": "norm2"}  # of a block with four norms
 
 
 def timm_model(
@@ -52,14 +53,15 @@ def timm_architecture(network: nn.Module, size: tuple[int, int]) -> Architecture
     """What a timm network is made of; ``size`` is its input's height and width in pixels."""
     features = getattr(network, "feature_info", None) or []
     layouts = _stage_layouts(network, size)
+    trunk = _trunk(network)
     return Architecture(
         network=network,
         forward=lambda pixels: _forward(network, pixels),
-        blocks=_blocks(network),
-        is_chain=isinstance(network, _CHAINS),
-        stem=_stem(network),
-        special=_special_tokens(network),
-        grids=_grids(network, size),
+        blocks=_blocks(trunk),
+        is_chain=isinstance(trunk, _CHAINS),
+        stem=_stem(trunk),
+        special=_special_tokens(trunk),
+        grids=_grids(trunk, size),
         stages=tuple(dict.fromkeys((*(str(info["module"]) for info in features), *layouts))),
         usual_form=_usual_form(network),
         layouts=layouts,
@@ -88,6 +90,16 @@ def _usual_form(network: nn.Module) -> Form:
     return "channels last" if last else "channels first"
 
 
+def _trunk(network: nn.Module) -> nn.Module:
+    """The network itself, or the encoder that it puts a head on."""
+    encoder = getattr(network, "encoder", None)
+    if isinstance(encoder, nn.Module) and isinstance(
+        getattr(encoder, "blocks", None), nn.ModuleList
+    ):
+        return encoder
+    return network
+
+
 def _blocks(network: nn.Module) -> tuple[Block, ...]:
     """The blocks of a residual stream; a convolutional network's groups of blocks are stages."""
     modules = list(getattr(network, "blocks", ()))
@@ -113,6 +125,9 @@ def _part(block: nn.Module, kind: str) -> nn.Module | None:
     """
     if not isinstance(getattr(block, _PARTS[kind][-1], None), nn.Module):
         return None
+    four_norms = getattr(block, _AFTER_BOTH_NORMS["mlp"], None)
+    if isinstance(four_norms, nn.Module):
+        return block.get_submodule(_AFTER_BOTH_NORMS[kind])
     part = next(
         part for name in _PARTS[kind] if isinstance(part := getattr(block, name, None), nn.Module)
     )
@@ -124,8 +139,9 @@ def _part(block: nn.Module, kind: str) -> nn.Module | None:
 
 def _heads(attention: nn.Module | None) -> Heads | None:
     """The heads of an attention that ends in an output projection."""
-    projection, n_heads = getattr(attention, "proj", None), getattr(attention, "num_heads", None)
-    if not isinstance(projection, nn.Linear) or not isinstance(n_heads, int):
+    projection = getattr(attention, "proj", getattr(attention, "o_proj", None))
+    n_heads = getattr(attention, "num_heads", None)
+    if not isinstance(projection, nn.Module) or not isinstance(n_heads, int):
         return None
     return Heads(projection=projection, n_heads=n_heads)
 
