@@ -1,7 +1,11 @@
 import csv
+import os
 import shutil
+import signal
 
+import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from visae.activations.format import RecordConfig
@@ -49,6 +53,42 @@ def test_broken_files_of_a_folder_are_skipped(tmp_path, planted_folder, tiny_vit
     assert list(skipped) == ["blue/cut.png", "blue/long.png", "red/broken.png"]
     assert "truncated" in skipped["blue/cut.png"]
     assert "elongated" in skipped["blue/long.png"]
+
+
+def test_images_of_mixed_sizes_are_each_scaled_alone(tmp_path, tiny_vit):
+    sizes = [(40, 36), (32, 32), (300, 41), (7, 90), (33, 64)]
+    for i, size in enumerate(sizes):
+        noise = np.random.default_rng(i).integers(0, 256, (*size[::-1], 3), dtype=np.uint8)
+        (tmp_path / "images").mkdir(exist_ok=True)
+        Image.fromarray(noise).save(tmp_path / "images" / f"{i}.png")
+    source = open_images(tmp_path / "images")
+    store = record(
+        source,
+        tiny_vit,
+        tmp_path / "s",
+        config=RecordConfig(sites=("residual@0",), dtype="float32", batch_size=5),
+        model_config=ModelConfig(model="timm/tiny"),
+    )
+    for row, entry in enumerate(source.entries):
+        view = tiny_vit.preprocessing.view(source.load(entry.ref).pixels)
+        alone = tiny_vit.tokens(tiny_vit.preprocessing.pixels([view]), ["residual@0"])
+        expected = alone["residual@0"][0, store.site("residual@0").layout.kept("patches")]
+        torch.testing.assert_close(store.image("residual@0", row), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_worker_that_dies_leaves_what_is_written(run, tmp_path, numbered_images, files):
+    class Deadly(numbered_images):
+        def load(self, ref):
+            if ref == "40":
+                os.kill(os.getpid(), signal.SIGKILL)
+            return super().load(ref)
+
+    with pytest.raises(ImageError, match=r"process that reads images died.*resumes"):
+        run(tmp_path / "s", source=Deadly(50), workers=1)
+    assert (tmp_path / "s" / "shards" / "00000.json").is_file()
+    run(tmp_path / "s", workers=1)
+    run(tmp_path / "whole")
+    assert files(tmp_path / "s") == files(tmp_path / "whole")
 
 
 def test_strict_stops_at_the_first_broken_image(run, tmp_path, numbered_images):

@@ -1,3 +1,4 @@
+import errno
 import inspect
 import os
 import shutil
@@ -14,8 +15,10 @@ from visae.activations.record import record
 from visae.activations.store import ActivationStore
 from visae.errors import ConfigError, ModelError, StoreError
 from visae.models.config import ModelConfig
+from visae.storage.atomic import atomic_path
 from visae.storage.locks import exclusive
 from visae.storage.records import read_record
+from visae.storage.tensors import write_tensors
 
 MODEL_CONFIG = ModelConfig(model="test/table")
 SPECIAL = ("cls", "register0")
@@ -124,6 +127,57 @@ def test_a_finished_recording_is_left_alone(run, tmp_path, files):
 
     run(tmp_path / "s", options={"progress": progress})
     assert files(tmp_path / "s") == before
+
+
+@pytest.mark.parametrize("name", ["statistics.safetensors", "images.parquet", "shards.json"])
+def test_what_was_gathered_can_be_gathered_again(run, tmp_path, files, name):
+    run(tmp_path / "s", dtype="bfloat16")
+    before = files(tmp_path / "s")
+    (tmp_path / "s" / name).unlink()
+    run(tmp_path / "s", dtype="bfloat16")
+    assert files(tmp_path / "s") == before
+
+
+def test_statistics_are_taken_again_with_the_rounding_that_was_recorded(run, tmp_path, files):
+    run(tmp_path / "s", dtype="bfloat16")
+    before = files(tmp_path / "s")
+    for name in ("statistics.safetensors", "mlp@1/00001.safetensors", "shards/00001.json"):
+        (tmp_path / "s" / name).unlink()
+    run(tmp_path / "s", dtype="bfloat16")
+    assert files(tmp_path / "s") == before
+
+
+def test_a_full_disk_loses_nothing(run, tmp_path, monkeypatch, files):
+    def write_or_fail(folder, name, tensors):
+        if name == "mlp@1/00002.safetensors":
+            with atomic_path(folder / name) as temporary:
+                temporary.write_bytes(b"half a shard")
+                raise OSError(errno.ENOSPC, "No space left on device")
+        return write_tensors(folder, name, tensors)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("visae.activations.shard_buffer.write_tensors", write_or_fail)
+        with pytest.raises(StoreError, match=r"no space left.*Free space.*resumes"):
+            run(tmp_path / "s")
+    assert not list((tmp_path / "s" / "mlp@1").glob(".*"))
+    with pytest.raises(StoreError, match=r"2 of 4 shards are missing \(2, 3\)"):
+        ActivationStore(tmp_path / "s")
+    run(tmp_path / "s")
+    run(tmp_path / "whole")
+    assert files(tmp_path / "s") == files(tmp_path / "whole")
+
+
+def test_shards_of_two_recordings_do_not_mix(run, tmp_path, table_model, tables, stop_after):
+    """Not even where they have the same shape: the hash of what is recorded tells them apart."""
+    model = table_model(tables(50, seed=1), special=SPECIAL, grid=(2, 3), weights="1" * 64)
+    run(tmp_path / "other", model=model)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "s", options=stop_after(20))
+    for name in ("mlp@1/00002.safetensors", "residual@3/00002.safetensors", "shards/00002.json"):
+        shutil.copy(tmp_path / "other" / name, tmp_path / "s" / name)
+    with pytest.raises(StoreError, match="belongs to another recording") as caught:
+        run(tmp_path / "s")
+    assert caught.value.where.endswith("00002.json")
 
 
 def test_a_damaged_shard_can_be_recorded_again(run, tmp_path, files):
