@@ -67,7 +67,9 @@ def test_an_uneven_order_spreads_each_image_over_the_whole():
             assert abs(int((part == image).sum()) - count / 3) <= 1.5
 
 
-@pytest.mark.parametrize("seeds", [((0, 1), (1, 0)), ((0,), (0, 0)), ((-1, 2), (2**40, 2))])
+@pytest.mark.parametrize(
+    "seeds", [((0, 1), (1, 0)), ((1,), (1, 1)), ((-1, 2), (2**40, 2)), ((3,), (3 + 2**32,))]
+)
 def test_different_numbers_seed_differently(seeds):
     first, second = (torch.rand(4, generator=seeded(*numbers)).tolist() for numbers in seeds)
     assert first != second

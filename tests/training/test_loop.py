@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from visae.activations.loaders import ShuffledTokens
+from visae.activations.token_filter import TokenFilter
 from visae.errors import CheckpointError, ConfigError, StoreError
 from visae.saes.checkpoint import load_sae, read_sae_record
 from visae.saes.codes import SparseCodes
@@ -398,6 +399,50 @@ def test_runs_of_one_group_can_read_different_sites(planted, tmp_path, store_of)
     assert float(again.scale) == pytest.approx(store.statistics("mlp@1").scale)
     made = read_sae_record(tmp_path / "own").provenance
     assert (made.site, made.images) == ("mlp@1", None)
+
+
+@pytest.fixture(scope="module")
+def two_sites(planted, tmp_path_factory, store_of):
+    """The planted tokens, and a rotation of them at another site; a third site is narrower."""
+    generator = torch.Generator().manual_seed(3)
+    rotation = torch.linalg.qr(torch.randn(16, 16, generator=generator)).Q
+    tables = {SITE: planted.activations, "mlp@1": 3 * planted.activations @ rotation + 1}
+    tables["narrow"] = planted.activations[..., :8]
+    return store_of(tmp_path_factory.mktemp("two") / "store", tables, shard_bytes=30_000)
+
+
+def transcoder(target):
+    return RunConfig(
+        name="a", n_features=64, sparsity=TopK(k=4), target_site=target, learning_rate=1e-2
+    )
+
+
+def test_a_transcoder_reads_one_site_and_gives_another(two_sites, tmp_path):
+    (sae,) = train(two_sites, SITE, [transcoder("mlp@1")], tmp_path, config=config(60))
+    torch.testing.assert_close(sae.mean.double(), two_sites.statistics(SITE).mean)
+    torch.testing.assert_close(sae.target_mean.double(), two_sites.statistics("mlp@1").mean)
+    x, y = (next(two_sites.shards(site)).activations.flatten(0, 1) for site in (SITE, "mlp@1"))
+    nmse = float((sae(x) - y).square().sum() / (y - y.mean(0)).square().sum())
+    assert nmse < 0.5
+    assert nmse == pytest.approx(read_metrics(tmp_path / "a")[-1]["nmse"], rel=0.3)
+    made = read_sae_record(tmp_path / "a").provenance
+    assert (made.site, made.target_site) == (SITE, "mlp@1")
+
+
+def test_a_transcoder_between_sites_of_different_widths_is_refused(two_sites, tmp_path):
+    with pytest.raises(ConfigError, match=r"from width 16 to width 8 .*residual@0 to narrow"):
+        train(two_sites, SITE, [transcoder("narrow")], tmp_path, config=config())
+
+
+def test_training_on_some_tokens_only(planted, tmp_path):
+    some = TokenFilter(images=tuple(range(0, 100, 3)), patch_columns=(2, 9))
+    (sae,) = train(planted.store, SITE, runs()[:1], tmp_path, config=config(where=some))
+    tokens = planted.activations[::3, 2:9].flatten(0, 1).double()
+    torch.testing.assert_close(sae.mean.double(), tokens.mean(0), rtol=1e-6, atol=1e-6)
+    recipe = read_sae_record(tmp_path / "relu").provenance.recipe
+    assert recipe["loop"]["where"]["patch_columns"] == [2, 9]
+    with pytest.raises(CheckpointError, match=r"loop\.where\.images"):
+        train(planted.store, SITE, runs()[:1], tmp_path, config=config())
 
 
 @pytest.mark.parametrize("changes", [{"batch_size": 50}, {"tokens": "all"}])

@@ -114,9 +114,14 @@ def joined(batches: Sequence[TokenBatch]) -> TokenBatch:
 
 
 def in_order(
-    filler: Filler, selection: Selection, images: Int64[np.ndarray, " image"], *, n_slots: int
+    filler: Filler,
+    selection: Selection,
+    images: Int64[np.ndarray, " image"],
+    *,
+    n_slots: int = 64,
 ) -> Iterator[TokenBatch]:
     """The selected tokens of some ascending images in order, ``n_slots`` images at a time."""
+    n_slots = min(n_slots, max(1, len(images)))
     memory, never = memory_for(filler, n_slots), threading.Event()
     per_image = filler.positions.stop - filler.positions.start
     for start in range(0, len(images), n_slots):

@@ -9,6 +9,7 @@ Main names: ``even_order``, ``uneven_order``.
 
 import itertools
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Int64
 from torch import Tensor
@@ -66,7 +67,5 @@ def uneven_order(
 
 def seeded(*numbers: int) -> torch.Generator:
     """A generator that is fixed by several numbers together."""
-    seed = 0
-    for number in numbers:
-        seed = (seed * 1_000_003 + number + 0x9E3779B9) % 2**63
-    return torch.Generator().manual_seed(seed)
+    mixed = np.random.SeedSequence([number % 2**64 for number in numbers]).generate_state(1)
+    return torch.Generator().manual_seed(int(mixed[0]))

@@ -99,7 +99,7 @@ class MixedTokens:
         self._held: dict[int, _Fill] = {}
         self.state = LoaderState()
 
-    def __iter__(self) -> Iterator[TokenBatch]:
+    def __iter__(self) -> Generator[TokenBatch]:
         pieces: list[TokenBatch] = []
         n_missing, start = self._batch_size, self.state.n_tokens
         with contextlib.closing(self._fills()) as fills:
@@ -118,15 +118,16 @@ class MixedTokens:
         """Fillings in order from the state's one, the next being made while one is used."""
         stop, jobs = threading.Event(), self._jobs()
         worker = ThreadPoolExecutor(1, thread_name_prefix="visae-mixing")
+        ahead = worker.submit(self._make, next(jobs), stop)
         try:
-            ahead = worker.submit(self._make, next(jobs), stop)
             while True:
                 fill = ahead.result()
                 ahead = worker.submit(self._make, next(jobs), stop)
                 yield fill
         finally:
             stop.set()
-            worker.shutdown(cancel_futures=True)
+            ahead.cancel()
+            worker.shutdown()
 
     def _jobs(self) -> Iterator[_Job]:
         """What each filling is made of, from the state's one on."""

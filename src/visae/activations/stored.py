@@ -6,6 +6,7 @@ from typing import Protocol, runtime_checkable
 
 from visae.activations.format import DType, SiteRecord
 from visae.activations.statistics import SiteStatistics
+from visae.activations.store import PatchLabels
 from visae.activations.token_files import TokenFile
 from visae.images.catalog import ImageTable
 from visae.models.config import ModelIdentity
@@ -64,6 +65,13 @@ class StoredTokens(Protocol):
 
     def statistics(self, site: str, tokens: TokenPolicy | None = None) -> SiteStatistics:
         """Mean, scale and norms over all stored tokens, or a policy's."""
+
+    def patch_labels(self, site: str) -> PatchLabels:
+        """The class of every patch, by the images' masks.
+
+        Raises:
+            StoreError: when there were no masks.
+        """
 
     def token_files(self, site: str) -> list[TokenFile]:
         """The files of a site, in the order of the images.

@@ -1,6 +1,6 @@
 """``TokenStream``: endless batches of tokens to train on, from a store or from a running model."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Protocol, runtime_checkable
 
 from visae.activations.filling import TokenBatch
@@ -60,5 +60,5 @@ class TokenStream(Protocol):
     def reference(self) -> TokenBatch:
         """Some tokens of the first images, for a checkpoint to prove itself on."""
 
-    def __iter__(self) -> Iterator[TokenBatch]:
-        """Batches from the state on; ``state`` follows them."""
+    def __iter__(self) -> Generator[TokenBatch]:
+        """Batches from the state on; ``state`` follows them. Close it to stop what feeds it."""

@@ -5,6 +5,7 @@ import math
 from pathlib import PurePath
 from typing import Literal
 
+from visae.activations.token_filter import TokenFilter
 from visae.errors import ConfigError
 from visae.models.layout import TokenPolicy
 from visae.saes.config import ArchetypesConfig, SAEConfig
@@ -146,6 +147,8 @@ class TrainConfig:
     """Tokens in a batch."""
     tokens: TokenPolicy = "patches"
     """Which of the recorded tokens to train on."""
+    where: TokenFilter = dataclasses.field(default_factory=TokenFilter)
+    """Which of these tokens."""
     data_seed: int = 0
     """Seed of the order of the tokens."""
     buffer_bytes: int = 2**30

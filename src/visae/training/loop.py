@@ -8,7 +8,7 @@ the last resume point, with bit-equal SAEs on the CPU.
 import contextlib
 import dataclasses
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +18,7 @@ from torch import Tensor
 from visae.activations.filling import TokenBatch, joined
 from visae.activations.loaders import ShuffledTokens
 from visae.activations.mixing_buffer import LoaderState
+from visae.activations.normalisation import Normalisation
 from visae.activations.stored import StoredTokens
 from visae.activations.stream import TokenStream
 from visae.errors import ConfigError
@@ -51,6 +52,10 @@ class _Job(NamedTuple):
     folder: Path
     recipe: dict[str, Any]
 
+    def of(self, tokens: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None]:
+        """What the SAE reads of some tokens, and for a transcoder what it is to give."""
+        return tokens[self.site], tokens.get(self.run.target_site or "")
+
 
 class _Group(NamedTuple):
     """The SAEs in training and what they share."""
@@ -64,6 +69,12 @@ class _Group(NamedTuple):
     def members(self) -> list[tuple[_Job, Trainee]]:
         """Each job with its trainee."""
         return list(zip(self.jobs, self.trainees, strict=True))
+
+    @property
+    def sites(self) -> list[str]:
+        """Every site that some SAE reads or gives."""
+        named = [site for job in self.jobs for site in (job.site, job.run.target_site)]
+        return list(dict.fromkeys(site for site in named if site is not None))
 
 
 def train(
@@ -83,8 +94,9 @@ def train(
     runs = [dataclasses.replace(run, site=run.site or site) for run in runs]
     stream = ShuffledTokens(
         store,
-        *dict.fromkeys(run.site or site for run in runs),
+        *_sites(runs),
         tokens=config.tokens,
+        where=config.where,
         batch_size=config.batch_size,
         buffer_bytes=config.buffer_bytes,
         seed=config.data_seed,
@@ -127,6 +139,12 @@ def train_on(
     return [load_sae(job.folder, kinds=[type(job.run.sparsity)]) for job in jobs]
 
 
+def _sites(runs: Sequence[RunConfig]) -> list[str]:
+    """Every site that some run reads or has as its target."""
+    named = [site for run in runs for site in (run.site, run.target_site) if site is not None]
+    return list(dict.fromkeys(named))
+
+
 def _check_names(runs: Sequence[RunConfig]) -> None:
     names = [run.name for run in runs]
     if not names or len(set(names)) != len(names):
@@ -148,9 +166,18 @@ def _check_stream(stream: TokenStream, config: TrainConfig) -> None:
 
 def _job(stream: TokenStream, run: RunConfig, out: Path, config: TrainConfig) -> _Job:
     site = run.site or stream.sites[0]
-    if site not in stream.sites:
-        fix = f"Use one of: {', '.join(stream.sites)}"
-        raise ConfigError(f"The stream has no site {site}", where=run.name, fix=fix)
+    target = run.target_site or site
+    for name in (site, target):
+        if name not in stream.sites:
+            fix = f"Use one of: {', '.join(stream.sites)}"
+            raise ConfigError(f"The stream has no site {name}", where=run.name, fix=fix)
+    widths = [stream.d_model(name) for name in (site, target)]
+    if widths[0] != widths[1]:
+        raise ConfigError(
+            f"A transcoder cannot go from width {widths[0]} to width {widths[1]}",
+            where=f"{run.name}: {site} to {target}",
+            fix="Choose two sites of the same width",
+        )
     return _Job(run, site, out / run.name, _recipe(stream, site, run, config))
 
 
@@ -202,25 +229,33 @@ def _start_or_resume(group: _Group) -> int:
 
 def _start(group: _Group) -> None:
     """Begin anew: normalise, and initialise every SAE from as many tokens as it has features."""
-    normal = {site: group.stream.normalisation(site) for site in {job.site for job in group.jobs}}
+    normal = {site: group.stream.normalisation(site) for site in group.sites}
     sizes = [max(group.config.batch_size, job.run.n_features) for job in group.jobs]
-    sample = _first_tokens(group.stream, max(sizes))
+    sample = _single_precision(_first_tokens(group.stream, max(sizes)))
     for (job, trainee), size in zip(group.members, sizes, strict=True):
         remove_points(job.folder)
-        trainee.sae.mean.copy_(normal[job.site].mean)
-        trainee.sae.scale.fill_(normal[job.site].scale)
-        trainee.start(sample.activations[job.site][:size].float())
+        _normalise(trainee.sae, normal[job.site], normal.get(job.run.target_site or ""))
+        trainee.start(*job.of({site: tokens[:size] for site, tokens in sample.items()}))
         cut_metrics(job.folder, -1)
+
+
+def _normalise(sae: SAE, of_input: Normalisation, of_target: Normalisation | None) -> None:
+    sae.mean.copy_(of_input.mean)
+    sae.scale.fill_(of_input.scale)
+    if of_target is not None:
+        sae.target_mean.copy_(of_target.mean)
+        sae.target_scale.fill_(of_target.scale)
 
 
 def _first_tokens(stream: TokenStream, n_tokens: int) -> TokenBatch:
     """The stream's first tokens, fewer if a pass has fewer; the stream is left at its start."""
     batches: list[TokenBatch] = []
-    for batch in stream:
-        batches.append(batch)
-        of_next_pass = stream.state.n_tokens if stream.state.n_pass else 0
-        if stream.state.n_pass or len(batches) * stream.batch_size >= n_tokens:
-            break
+    with contextlib.closing(iter(stream)) as endless:
+        for batch in endless:
+            batches.append(batch)
+            of_next_pass = stream.state.n_tokens if stream.state.n_pass else 0
+            if stream.state.n_pass or len(batches) * stream.batch_size >= n_tokens:
+                break
     stream.state = LoaderState()
     return joined(batches).first(len(batches) * stream.batch_size - of_next_pass)
 
@@ -230,19 +265,24 @@ def _optimise(group: _Group, step: int, progress: ProgressCallback) -> None:
     config = group.config
     learners = [(job, trainee) for job, trainee in group.members if job.run.learns]
     n_steps = config.n_steps if learners else 0
-    batches = iter(group.stream)
     clock = _Clock(step)
-    while step < n_steps:
-        tokens = _single_precision(clock.wait(batches))
-        figures = [trainee.step(tokens[job.site], step) for job, trainee in learners]
-        step += 1
-        if step % config.log_steps == 0 or step == n_steps:
-            pace = clock.lap(step, config.batch_size)
-            for (job, trainee), shown in zip(learners, figures, strict=True):
-                _log(job, trainee, config, step, shown, pace)
-            _tell(progress, config, step, figures[0])
-        if clock.is_due(config.checkpoint_seconds) and step < n_steps:
-            _write_points(group, step)
+    with contextlib.closing(iter(group.stream)) as batches:
+        while step < n_steps:
+            tokens = _single_precision(clock.wait(batches))
+            figures = [_step(job, trainee, tokens, step) for job, trainee in learners]
+            step += 1
+            if step % config.log_steps == 0 or step == n_steps:
+                pace = clock.lap(step, config.batch_size)
+                for (job, trainee), shown in zip(learners, figures, strict=True):
+                    _log(job, trainee, config, step, shown, pace)
+                _tell(progress, config, step, figures[0])
+            if clock.is_due(config.checkpoint_seconds) and step < n_steps:
+                _write_points(group, step)
+
+
+def _step(job: _Job, trainee: Trainee, tokens: Mapping[str, Tensor], step: int) -> StepFigures:
+    x, target = job.of(tokens)
+    return trainee.step(x, step, target)
 
 
 def _log(
@@ -305,6 +345,7 @@ def _provenance(group: _Group, job: _Job) -> Provenance:
     return Provenance(
         model=stream.model,
         site=job.site,
+        target_site=job.run.target_site,
         layout=stream.layout(job.site),
         preprocessing=stream.preprocessing,
         images=stream.images,
