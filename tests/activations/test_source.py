@@ -85,6 +85,17 @@ def test_a_moved_workspace_finds_its_images(workspace, tmp_path):
     assert source.location == (tmp_path / "elsewhere/images/small").as_posix()
 
 
+def test_a_moved_workspace_finds_its_segmentation_folder(tmp_path):
+    for half in ("images", "masks"):
+        write_images(tmp_path / "ws/images/seg" / half)
+    for path in (tmp_path / "ws/images/seg/masks").rglob("*.png"):
+        Image.new("L", (4, 4), 1).save(path)
+    record_images(f"seg:{tmp_path}/ws/images/seg?ignore=9", tmp_path / "ws/activations/seg")
+    (tmp_path / "ws").rename(tmp_path / "elsewhere")
+    source = ActivationStore(tmp_path / "elsewhere/activations/seg").source()
+    assert source.location == f"seg:{tmp_path}/elsewhere/images/seg?ignore=9"
+
+
 def test_a_manifest_keeps_its_options(tmp_path):
     folder = write_images(tmp_path / "ws/images/small")
     manifest = folder / "list.csv"

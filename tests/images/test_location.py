@@ -10,6 +10,7 @@ from visae.images.location import (
     is_there,
     join_options,
     nearest_siblings,
+    replace_path,
     split_options,
 )
 
@@ -69,3 +70,20 @@ def test_whatever_was_typed_is_there_or_not(tmp_path):
     for name in ("gone", "x" * 5000, "nul\0", "a.txt/b", "loop"):
         assert not is_there(tmp_path / name)
         assert not is_folder(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("location", "expected"),
+    [
+        ("/a/b", "/A/B"),
+        ("/a/b.csv?label=x&root=r", "/A/B.CSV?label=x&root=r"),
+        ("seg:/a/b?ignore=1", "seg:/A/B?ignore=1"),
+        ("wds:/a/{0..3}.tar", "wds:/A/{0..3}.TAR"),
+        ("../a", "../A"),
+        ("hf://owner/data:train?n=1", "hf://owner/data:train?n=1"),
+        ("bundled:cifar10", "bundled:cifar10"),
+        ("memory:frames", "memory:frames"),
+    ],
+)
+def test_the_path_of_a_location_is_changed_alone(location, expected):
+    assert replace_path(location, str.upper) == expected

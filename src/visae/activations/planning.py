@@ -19,6 +19,7 @@ from visae.activations.format import (
 from visae.activations.resuming import images_per_shard
 from visae.activations.statistics import token_kinds
 from visae.errors import StoreError
+from visae.images.location import replace_path
 from visae.images.source import ImageSource, MaskedSource
 from visae.models.config import ModelConfig
 from visae.models.protocol import VisionModel
@@ -160,10 +161,12 @@ def _statistics_bytes(plan: StoreRecord) -> int:
 
 
 def _portable_location(location: str, out: Path) -> str:
-    path, _, query = location.partition("?")
-    if ":" in path.split("/")[0] or not Path(path).exists():
-        return location
-    return portable(Path(path), out) + (f"?{query}" if query else "")
+    """A location with its path as the store's files write it; a made-up one stays as it is."""
+
+    def change(path: str) -> str:
+        return portable(Path(path), out) if Path(path).is_absolute() else path
+
+    return replace_path(location, change)
 
 
 def _mask_classes(source: ImageSource) -> tuple[MaskClass, ...] | None:

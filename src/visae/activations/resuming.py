@@ -4,6 +4,7 @@ import shlex
 from pathlib import Path
 
 from visae.activations.format import StoreRecord
+from visae.images.location import replace_path
 from visae.storage.portable import resolve_portable
 
 __all__ = ["images_per_shard", "record_command", "recorded_location"]
@@ -19,10 +20,7 @@ def images_per_shard(shard_bytes: int, bytes_per_image: int) -> int:
 
 def recorded_location(record: StoreRecord, folder: Path) -> str:
     """Where the recorded images were, a path relative to the store made absolute."""
-    path, mark, query = record.images.partition("?")
-    if ":" in path.split("/")[0]:
-        return record.images
-    return f"{resolve_portable(path, folder)}{mark}{query}"
+    return replace_path(record.images, lambda path: str(resolve_portable(path, folder)))
 
 
 def record_command(record: StoreRecord, folder: Path) -> str:

@@ -5,13 +5,22 @@ whose own name holds a question mark is taken as it stands.
 """
 
 import stat
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from urllib.parse import parse_qsl, quote
 
 from visae.errors import ImageError, nearest_names
 
-__all__ = ["is_folder", "is_there", "join_options", "nearest_siblings", "split_options"]
+__all__ = [
+    "is_folder",
+    "is_there",
+    "join_options",
+    "nearest_siblings",
+    "replace_path",
+    "split_options",
+]
+
+_SCHEMES_OF_PATHS = ("seg:", "wds:")
 
 
 def split_options(location: str) -> tuple[str, dict[str, str]]:
@@ -37,6 +46,15 @@ def join_options(address: str, options: Mapping[str, str | None]) -> str:
     """The location that ``split_options`` takes apart again; options of None are left out."""
     given = [f"{key}={quote(value)}" for key, value in options.items() if value is not None]
     return f"{address}?{'&'.join(given)}" if given else address
+
+
+def replace_path(location: str, change: Callable[[str], str]) -> str:
+    """The location with its path changed; one that starts with another scheme stays as it is."""
+    scheme = next((known for known in _SCHEMES_OF_PATHS if location.startswith(known)), "")
+    path, mark, options = location.removeprefix(scheme).partition("?")
+    if ":" in path.split("/")[0]:
+        return location
+    return f"{scheme}{change(path)}{mark}{options}"
 
 
 def is_there(path: Path) -> bool:
