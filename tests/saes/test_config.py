@@ -1,26 +1,8 @@
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from visae.errors import ConfigError
 from visae.saes.config import ArchetypesConfig, SAEConfig
-from visae.saes.prefixes import matryoshka_prefixes
 from visae.saes.sparsity import TopK
-
-
-@given(st.integers(1, 4096))
-def test_matryoshka_groups_are_a_sixteenth_an_eighth_a_quarter_and_the_rest(sixteenth):
-    n_features = 16 * sixteenth
-    ends = matryoshka_prefixes(n_features)
-    sizes = [b - a for a, b in zip((0, *ends), ends, strict=False)]
-    assert [size / n_features for size in sizes] == [1 / 16, 1 / 8, 1 / 4, 9 / 16]
-    SAEConfig(d_model=4, n_features=n_features, sparsity=TopK(k=1), prefixes=ends)
-
-
-@pytest.mark.parametrize("n_features", [1, 15, 17, 100])
-def test_features_that_do_not_divide_into_groups_are_refused(n_features):
-    with pytest.raises(ConfigError, match=f"n_features {n_features}.*multiple of 16"):
-        matryoshka_prefixes(n_features)
 
 
 @pytest.mark.parametrize(

@@ -1,3 +1,4 @@
+import dataclasses
 import itertools
 import json
 from pathlib import Path
@@ -7,7 +8,13 @@ import torch
 
 from visae.activations.loaders import ShuffledTokens
 from visae.errors import StoreError
+from visae.models.config import ModelIdentity
+from visae.models.layout import Layout
+from visae.saes.checkpoint import Provenance, load_sae, save_sae
+from visae.saes.config import ArchetypesConfig
+from visae.saes.learned import Gated, JumpReLU
 from visae.saes.losses import batch_loss
+from visae.saes.orthogonality import orthogonality_loss
 from visae.saes.sae import SAE
 from visae.saes.sparsity import BatchTopK, ReLU, TopK
 from visae.training.config import RunConfig, TrainConfig
@@ -15,6 +22,8 @@ from visae.training.trainee import Trainee
 
 CURVE = Path(__file__).with_name("loss_curve.json")
 KINDS = {"relu": ReLU(l1=0.02), "topk": TopK(k=4), "batch-topk": BatchTopK(k=4)}
+LEARNED = {"jumprelu": JumpReLU(target_l0=4, bandwidth=0.1), "gated": Gated(l1=0.02)}
+ALL_KINDS = KINDS | LEARNED
 CONFIG = TrainConfig(n_tokens=30 * 100, batch_size=100, n_dead_tokens=400)
 
 
@@ -82,7 +91,7 @@ def test_the_recorded_curves_show_learning_and_revival(recorded):
 # One step
 
 
-@pytest.mark.parametrize("sparsity", KINDS.values(), ids=KINDS)
+@pytest.mark.parametrize("sparsity", ALL_KINDS.values(), ids=ALL_KINDS)
 def test_decoder_rows_stay_unit(planted, sparsity):
     trainee, _ = trained(planted, sparsity, 12)
     torch.testing.assert_close(trainee.sae.W_dec.norm(dim=1), torch.ones(64))
@@ -210,15 +219,23 @@ def test_a_batch_that_holds_no_numbers_changes_nothing(planted, value):
 # State
 
 
-@pytest.mark.parametrize("sparsity", KINDS.values(), ids=KINDS)
-def test_a_restored_trainee_goes_on_bit_for_bit(planted, sparsity):
+EXTRAS = {
+    **{name: {"sparsity": kind} for name, kind in ALL_KINDS.items()},
+    "random prefixes": {"sparsity": TopK(k=4), "random_prefixes": 5},
+    "orthogonality": {"sparsity": TopK(k=4), "orthogonality": 0.5},
+    "archetypes": {"sparsity": TopK(k=4), "archetypes": ArchetypesConfig(n_centroids=40)},
+}
+
+
+@pytest.mark.parametrize("options", EXTRAS.values(), ids=EXTRAS)
+def test_a_restored_trainee_goes_on_bit_for_bit(planted, options):
     stream = batches(planted, 20)
-    first = make_trainee(planted, sparsity)
+    first = make_trainee(planted, **options)
     first.start(stream[0])
     for number, x in enumerate(stream[:10]):
         first.step(x, number)
     state = {name: tensor.clone() for name, tensor in first.state().items()}
-    second = make_trainee(planted, sparsity)
+    second = make_trainee(planted, **options)
     second.restore(state)
     for number, x in enumerate(stream[10:], start=10):
         assert first.step(x, number) == second.step(x, number)
@@ -274,7 +291,7 @@ def test_a_frozen_half_keeps_its_random_start_bit_for_bit(planted, control, kept
     start = dict(untrained.sae.named_parameters())
     for name, parameter in trainee.sae.named_parameters():
         assert torch.equal(parameter, start[name]) == (name in kept), name
-    assert figures[-1].nmse < figures[0].nmse
+    assert sum(f.nmse for f in figures[-4:]) < sum(f.nmse for f in figures[:4])
 
 
 @pytest.mark.parametrize("control", ["frozen-decoder", "frozen-encoder"])
@@ -290,3 +307,162 @@ def test_a_frozen_half_stays_so_after_resuming(planted, control):
     for number, x in enumerate(stream[4:], start=4):
         assert first.step(x, number) == second.step(x, number)
     assert all(torch.equal(second.state()[name], t) for name, t in first.state().items())
+
+
+# Learned kinds
+
+
+def saved_and_loaded(trainee, folder, stream):
+    """The SAE as it comes back from disk."""
+    provenance = Provenance(
+        model=ModelIdentity(name="a", title="A", weights_sha256="0"),
+        site="residual@0",
+        layout=Layout(special=(), grid=(4, 5)),
+        preprocessing=None,
+        tokens="patches",
+        store_digest="0",
+        n_tokens=0,
+        seed=0,
+        control="none",
+        recipe={},
+    )
+    save_sae(trainee.sae, folder, provenance=provenance, reference=stream[0], metrics={})
+    return load_sae(folder)
+
+
+@pytest.mark.parametrize(
+    ("sparsity", "within"),
+    [(TopK(k=4), 0.05), (BatchTopK(k=4), 0.05), (JumpReLU(target_l0=4), 0.25)],
+    ids=["topk", "batch-topk", "jumprelu"],
+)
+def test_inference_has_the_l0_asked_for_after_saving_and_loading(
+    planted, tmp_path, sparsity, within
+):
+    config = TrainConfig(n_tokens=100 * 200, batch_size=200)
+    trainee, _ = trained(planted, sparsity, 100, config=config, learning_rate=5e-3)
+    loaded = saved_and_loaded(trainee, tmp_path / "sae", batches(planted, 1, config))
+    tokens = planted.activations.flatten(0, 1)
+    for sae in (trainee.sae, loaded):
+        l0 = sae.encode_sparse(tokens).values.numel() / len(tokens)
+        assert l0 == pytest.approx(4, rel=within)
+
+
+@pytest.mark.parametrize("factor", [0.1, 1.5])
+def test_thresholds_move_to_where_the_target_is_met(planted, factor):
+    """A logarithmic threshold froze under Adam; from either side, θ has to come to the target."""
+    kind = JumpReLU(target_l0=4, bandwidth=0.3)
+    config = TrainConfig(n_tokens=150 * 200, batch_size=200, auxk_alpha=0.0)
+    trainee = make_trainee(planted, kind, config=config, learning_rate=3e-2)
+    stream = batches(planted, 150, config)
+    trainee.start(stream[0])
+    with torch.no_grad():
+        trainee.sae.learned["threshold"].mul_(factor)
+    figures = [trainee.step(x, number) for number, x in enumerate(stream)]
+    assert abs(figures[0].l0 - 4) > 1.5
+    assert figures[-1].l0 == pytest.approx(4, rel=0.25)
+    assert trainee.sae.learned["threshold"].std() > 0
+
+
+def test_thresholds_stay_at_or_above_zero(planted):
+    trainee, _ = trained(planted, JumpReLU(target_l0=64.0, bandwidth=0.5), 12, learning_rate=0.5)
+    threshold = trainee.sae.learned["threshold"]
+    assert (threshold >= 0).all()
+    assert (threshold == 0).any()
+
+
+@pytest.mark.parametrize("sparsity", ALL_KINDS.values(), ids=ALL_KINDS)
+def test_every_kind_learns(planted, sparsity):
+    _, figures = trained(planted, sparsity, 30, learning_rate=1e-2)
+    nmse = [f.nmse for f in figures]
+    assert sum(nmse[-5:]) < 0.9 * sum(nmse[1:6])
+
+
+# Prefixes, orthogonality, archetypes
+
+
+def test_random_prefixes_change_with_step_and_seed_alone(planted):
+    first, second = (
+        make_trainee(planted, TopK(k=4), random_prefixes=5, seed=seed) for seed in (0, 1)
+    )
+    (x,) = batches(planted, 1)
+    first.start(x)
+    losses = [float(first._loss(x, number, None).total.detach()) for number in (0, 0, 1)]
+    assert losses[0] == losses[1]
+    assert losses[0] != losses[2]
+    second.sae.load_state_dict(first.sae.state_dict())
+    assert float(second._loss(x, 0, None).total.detach()) != losses[0]
+
+
+def test_orthogonality_is_added_with_its_weight(planted):
+    (x,) = batches(planted, 1)
+    without = make_trainee(planted, TopK(k=4))
+    asked = make_trainee(planted, TopK(k=4), orthogonality=0.5)
+    without.start(x)
+    asked.start(x)
+    alike = orthogonality_loss(asked.sae.W_dec.detach(), torch.Generator())
+    more = asked._loss(x, 0, None).total - without._loss(x, 0, None).total
+    assert float(more.detach()) == pytest.approx(0.5 * float(alike), rel=1e-4)
+    for number, batch in enumerate(batches(planted, 20)):
+        asked.step(batch, number)
+        without.step(batch, number)
+    of_one, of_other = (
+        float(orthogonality_loss(t.sae.W_dec.detach(), torch.Generator())) for t in (asked, without)
+    )
+    assert of_one < of_other
+
+
+def test_archetypes_hold_the_decoder(planted):
+    """W_dec stays a mixture of centroids, plus an offset of at most δ, made unit."""
+    config = ArchetypesConfig(n_centroids=40, delta=0.2)
+    trainee, figures = trained(planted, TopK(k=4), 20, archetypes=config, learning_rate=1e-2)
+    state = trainee.state()
+    mixture, offset = state["archetypes.mixture"].detach(), state["archetypes.offset"].detach()
+    assert (mixture >= 0).all()
+    torch.testing.assert_close(mixture.sum(1), torch.ones(64))
+    assert (offset.norm(dim=1) <= 0.2 + 1e-6).all()
+    assert (offset.norm(dim=1) > 0.1).any()
+    rows = torch.nn.functional.normalize(mixture @ state["archetypes.centroids"] + offset, dim=1)
+    torch.testing.assert_close(trainee.sae.W_dec.detach(), rows)
+    assert figures[-1].nmse < figures[0].nmse
+
+
+def test_archetypes_get_the_gradient_of_the_rows(planted):
+    trainee = make_trainee(planted, TopK(k=4), archetypes=ArchetypesConfig(n_centroids=40))
+    (x,) = batches(planted, 1)
+    trainee.start(x)
+    archetypes = trainee._archetypes
+    before = trainee.sae.W_dec.detach().clone()
+    (expected,) = torch.autograd.grad(
+        ((archetypes.rows() @ archetypes.rows().T).cos()).sum(), archetypes.mixture
+    )
+    rows = before.requires_grad_()
+    torch.autograd.backward((rows @ rows.T).cos().sum())
+    trainee.sae.W_dec.grad = rows.grad
+    trainee._config = dataclasses.replace(trainee._config, clip_norm=1e9)
+    trainee._project_and_clip()
+    torch.testing.assert_close(archetypes.mixture.grad, expected, rtol=1e-3, atol=1e-4)
+
+
+# Transcoders
+
+
+def test_a_transcoder_learns_the_other_site(planted):
+    """The target is a rotation of the input: an SAE's decoder could not give it."""
+    generator = torch.Generator().manual_seed(3)
+    rotation = torch.linalg.qr(torch.randn(16, 16, generator=generator)).Q
+    stream = batches(planted, 30)
+    targets = [3 * x @ rotation + 1 for x in stream]
+    trainee = make_trainee(planted, TopK(k=4), target_site="mlp@0", learning_rate=1e-2)
+    everything = torch.cat(targets)
+    trainee.sae.target_mean.copy_(everything.mean(0))
+    trainee.sae.target_scale.fill_((everything - everything.mean(0)).std())
+    trainee.start(stream[0], targets[0])
+    figures = [
+        trainee.step(x, number, target)
+        for number, (x, target) in enumerate(zip(stream, targets, strict=True))
+    ]
+    nmse = [f.nmse for f in figures]  # the rows begin as tokens of the first batch
+    assert sum(nmse[-5:]) < 0.85 * sum(nmse[1:6])
+    given, wanted = trainee.sae(stream[-1]), targets[-1]
+    error = (given - wanted).square().sum() / (wanted - wanted.mean(0)).square().sum()
+    assert float(error) == pytest.approx(nmse[-1], rel=0.1)

@@ -78,7 +78,7 @@ class Archetypes(nn.Module):
         self.mixture.copy_(
             torch.where(total > 0, self.mixture / total, 1 / self.config.n_centroids)
         )
-        length = self.offset.norm(dim=1, keepdim=True)
+        length = self.offset.norm(dim=1, keepdim=True).clamp_min(1e-12)
         self.offset.mul_((self.config.delta / length).clamp(max=1.0))
 
 

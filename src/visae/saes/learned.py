@@ -117,8 +117,8 @@ class JumpReLU:
     """L0*, the active features per token to aim at; without it, the penalty is λ · L0."""
     l0_weight: float = 1.0
     """λ, in normalised units; without a target, 1e-4 to 1e-2 is usual."""
-    bandwidth: float = 0.001
-    """ε, in normalised units."""
+    bandwidth: float = 0.3
+    """ε, in normalised units. A narrow window holds few pre-activations, so θ follows slowly."""
     threshold_start: float = 0.001
     """θ before training, in normalised units; with a target, chosen by the first batch instead."""
 

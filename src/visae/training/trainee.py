@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
@@ -121,7 +122,7 @@ class Trainee:
 
     def _loss(self, x: Tensor, number: int, target: Tensor | None) -> BatchLoss:
         """The loss of one step; what it draws at random depends on seed and step alone."""
-        generator = torch.Generator().manual_seed((self.run.seed * 2**32 + number) % 2**63)
+        generator = _generator(self.run.seed, number)
         n_prefixes = self.run.random_prefixes
         loss = batch_loss(
             self.sae,
@@ -238,6 +239,12 @@ def _trainable(sae: SAE, archetypes: Archetypes | None, control: Control) -> lis
         return learning
     free = [parameter for parameter in learning if parameter is not sae.W_dec]
     return [*free, *archetypes.parameters()]
+
+
+def _generator(seed: int, number: int) -> torch.Generator:
+    """Random numbers of one step; torch looks at 32 bits of a seed only, so both are mixed."""
+    mixed = np.random.SeedSequence([seed % 2**63, number]).generate_state(1)
+    return torch.Generator().manual_seed(int(mixed[0]))
 
 
 def _below(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
