@@ -1,10 +1,18 @@
+import dataclasses
+import re
+from pathlib import Path
+
 import pytest
 
 from visae.errors import ImageError
 from visae.images.bundled import BundledImages
 from visae.images.folder import FolderImages
-from visae.images.manifest import ManifestImages
+from visae.images.hub_address import HubOptions
+from visae.images.manifest import ManifestImages, ManifestOptions
+from visae.images.masks import MaskOptions
 from visae.images.opening import open_images
+from visae.images.segmentation import SegmentationOptions
+from visae.images.webdataset import WebDatasetOptions
 
 
 def test_a_folder_opens_from_text_or_path(tmp_path, write_image):
@@ -54,7 +62,7 @@ def test_a_folder_takes_no_options(tmp_path, write_image):
         open_images(f"{tmp_path}?label=name")
 
 
-FORMS = ["a folder", ".csv or .parquet", "bundled:", "hf://owner/dataset"]
+FORMS = ["a folder", ".csv or .parquet", "seg:", "wds:", "bundled:", "hf://owner/dataset"]
 
 
 def test_nothing_under_a_name_lists_the_forms_and_the_nearest_names(tmp_path):
@@ -77,3 +85,28 @@ def test_a_file_that_lists_no_images_lists_the_forms(tmp_path, write_image, name
 def test_another_scheme_is_refused():
     with pytest.raises(ImageError, match="Give one of: a folder"):
         open_images("s3://bucket/images")
+
+
+DOCUMENT = Path(__file__).parents[2] / "docs/tasks/images.md"
+MASK_OPTIONS = {field.name for field in dataclasses.fields(MaskOptions)}
+
+
+@pytest.mark.parametrize(
+    ("form", "options"),
+    [
+        ("`FILE.csv`", ManifestOptions),
+        ("`seg:FOLDER`", SegmentationOptions),
+        ("`FILE.tar`", WebDatasetOptions),
+        ("`hf://owner/dataset:split`", HubOptions),
+    ],
+)
+def test_the_document_names_every_option(form, options):
+    lines = DOCUMENT.read_text(encoding="utf-8").splitlines()
+    (row,) = [line for line in lines if line.startswith(f"| {form}")]
+    named = set(re.findall(r"`(\w+)`", row.split("|")[4]))
+    assert named | MASK_OPTIONS == {field.name for field in dataclasses.fields(options)}
+
+
+def test_the_document_names_every_option_of_masks():
+    text = DOCUMENT.read_text(encoding="utf-8")
+    assert set(re.findall(r"^\| `(\w+)=", text, re.MULTILINE)) == MASK_OPTIONS
