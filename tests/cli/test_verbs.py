@@ -56,13 +56,42 @@ def test_train_makes_one_sae_a_seed(visae, workspace, train_arguments, tmp_path)
     assert f"Next: visae evaluate --sae {tmp_path / 'saes' / 'a-s0'} --store {store}" in said
 
 
-@pytest.mark.parametrize("kind", ["relu", "batch-topk"])
-def test_train_knows_every_kind(visae, workspace, train_arguments, tmp_path, kind):
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        ("relu", {"l1": 0.02}),
+        ("gated", {"l1": 0.02}),
+        ("batch-topk", {"k": 3}),
+        ("jumprelu", {"target_l0": 3.0}),
+    ],
+)
+def test_train_knows_every_kind(visae, workspace, train_arguments, tmp_path, kind, settings):
     store = workspace / "activations" / "photos"
     code, *_ = visae(*train_arguments(store, tmp_path / "a", "--kind", kind, "--l1", 0.02))
     assert code == 0
     sparsity = read_sae_record(tmp_path / "a").sparsity
-    assert sparsity == ({"kind": "relu", "l1": 0.02} if kind == "relu" else {"kind": kind, "k": 3})
+    assert {"kind": kind, **settings}.items() <= sparsity.items()
+
+
+def test_train_passes_on_how_to_train(visae, workspace, train_arguments, tmp_path):
+    store = workspace / "activations" / "photos"
+    options = "--decoder archetypal --n-centroids 8 --random-prefixes 4 --orthogonality 0.1"
+    code, *_ = visae(*train_arguments(store, tmp_path / "a", *options.split()))
+    assert code == 0
+    run = read_sae_record(tmp_path / "a").provenance.recipe["run"]
+    assert run["archetypes"] == {"n_centroids": 8, "delta": 1.0}
+    assert (run["random_prefixes"], run["orthogonality"]) == (4, 0.1)
+
+
+def test_train_makes_a_transcoder(visae, workspace, train_arguments, tmp_path):
+    store = workspace / "activations" / "photos"
+    code, *_ = visae(*train_arguments(store, tmp_path / "a", "--target-site", "norm"))
+    assert code == 0
+    made = read_sae_record(tmp_path / "a").provenance
+    assert (made.site, made.target_site) == ("residual@2", "norm")
+    code, _, said = visae("evaluate", "--sae", tmp_path / "a", "--store", store)
+    assert code == 2
+    assert "transcoder" in said
 
 
 def test_train_makes_controls(visae, workspace, train_arguments, tmp_path):

@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from visae.activations.format import RecordConfig
     from visae.activations.store import ActivationStore
     from visae.models.config import ModelConfig
-    from visae.saes.sparsity import Sparsity
+    from visae.saes.config import ArchetypesConfig
+    from visae.saes.learned import AnySparsity
     from visae.training.config import RunConfig, TrainConfig
 
 __all__ = ["RecordCommand", "TrainCommand"]
@@ -123,18 +124,28 @@ class TrainCommand(LongVerb):
     """Folder of the SAE; with several seeds, -s0, -s1 … is added. Run again to resume."""
     site: str | None = None
     """Site, where the store has several."""
-    kind: Literal["batch-topk", "topk", "relu"] = "batch-topk"
+    target_site: str | None = None
+    """Make a transcoder, which gives the activations at this site of the store."""
+    kind: Literal["batch-topk", "topk", "jumprelu", "relu", "gated"] = "batch-topk"
     """Sparsity kind."""
     k: int = 32
-    """Active features per token (batch-topk: on average)."""
+    """Active features per token (batch-topk: on average; jumprelu: aimed at)."""
     l1: float = 0.01
-    """Penalty of relu."""
+    """Penalty of relu and gated."""
+    decoder: Literal["free", "archetypal"] = "free"
+    """archetypal: features are mixtures of cluster centres of the data, alike from seed to seed."""
+    n_centroids: int = 2048
+    """Cluster centres of an archetypal decoder."""
     n_features: int | None = None
     """Number of features, instead of expansion × width."""
     expansion: int = 8
     """Features per dimension of the activations."""
     matryoshka: bool = True
     """Nested prefixes of the features must reconstruct too."""
+    random_prefixes: int = 0
+    """So many nested prefixes drawn for each batch, instead of fixed ones."""
+    orthogonality: float = 0.0
+    """Weight of a penalty on features that point the same way."""
     seeds: tuple[int, ...] = (0,)
     """One SAE a seed, all from one pass over the data."""
     control: Literal[
@@ -176,7 +187,8 @@ class TrainCommand(LongVerb):
         screen.say(f"Next: visae evaluate --sae {first} --store {self.store}")
 
     def _trainable_site(self, sites: list[str]) -> str:
-        named = sites if len(sites) == 1 else [site for site in sites if "@" in site]
+        others = [site for site in sites if site != self.target_site] or sites
+        named = others if len(others) == 1 else [site for site in others if "@" in site]
         if len(named) == 1:
             return named[0]
         raise ConfigError(
@@ -195,6 +207,10 @@ class TrainCommand(LongVerb):
                 n_features=self.expansion * d_model if self.n_features is None else self.n_features,
                 sparsity=self._sparsity(),
                 matryoshka=self.matryoshka,
+                random_prefixes=self.random_prefixes,
+                archetypes=self._archetypes(),
+                orthogonality=self.orthogonality,
+                target_site=self.target_site,
                 seed=seed,
                 learning_rate=self.learning_rate,
                 control=self.control,
@@ -202,12 +218,22 @@ class TrainCommand(LongVerb):
             for seed in self.seeds
         ]
 
-    def _sparsity(self) -> "Sparsity":
+    def _sparsity(self) -> "AnySparsity":
+        from visae.saes.learned import Gated, JumpReLU
         from visae.saes.sparsity import BatchTopK, ReLU, TopK
 
-        if self.kind == "relu":
-            return ReLU(l1=self.l1)
+        if self.kind == "jumprelu":
+            return JumpReLU(target_l0=float(self.k))
+        if self.kind in ("relu", "gated"):
+            return ReLU(l1=self.l1) if self.kind == "relu" else Gated(l1=self.l1)
         return TopK(k=self.k) if self.kind == "topk" else BatchTopK(k=self.k)
+
+    def _archetypes(self) -> "ArchetypesConfig | None":
+        from visae.saes.config import ArchetypesConfig
+
+        if self.decoder == "free":
+            return None
+        return ArchetypesConfig(n_centroids=self.n_centroids)
 
     def _config(self, n_stored: int) -> "TrainConfig":
         from visae.training.config import TrainConfig

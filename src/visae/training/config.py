@@ -110,6 +110,12 @@ class RunConfig:
         """Whether any of its weights are trained."""
         return self.control not in ("untrained", "random-activations")
 
+    @property
+    def n_start_tokens(self) -> int:
+        """Tokens to start from: one a feature, and enough to find the archetypes in."""
+        n_clustered = 0 if self.archetypes is None else 32 * self.archetypes.n_centroids
+        return max(self.n_features, n_clustered)
+
     def peak_learning_rate(self, n_steps: int) -> float:
         """The learning rate in force after warm-up, in a run of so many steps.
 

@@ -228,9 +228,9 @@ def _start_or_resume(group: _Group) -> int:
 
 
 def _start(group: _Group) -> None:
-    """Begin anew: normalise, and initialise every SAE from as many tokens as it has features."""
+    """Begin anew: normalise, and initialise every SAE from the stream's first tokens."""
     normal = {site: group.stream.normalisation(site) for site in group.sites}
-    sizes = [max(group.config.batch_size, job.run.n_features) for job in group.jobs]
+    sizes = [max(group.config.batch_size, job.run.n_start_tokens) for job in group.jobs]
     sample = _single_precision(_first_tokens(group.stream, max(sizes)))
     for (job, trainee), size in zip(group.members, sizes, strict=True):
         remove_points(job.folder)
