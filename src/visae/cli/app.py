@@ -10,6 +10,7 @@ import tyro
 import visae
 from visae.cli.analysis import EvaluateCommand, IndexCommand, InterveneCommand
 from visae.cli.making import RecordCommand, TrainCommand
+from visae.cli.models import ModelsCommand
 from visae.cli.output import Screen
 from visae.cli.showing import DemoCommand, DoctorCommand, ReportCommand
 from visae.cli.slurm import LongVerb, parse_slurm, submit, without_slurm
@@ -26,6 +27,7 @@ _Command = (
     | Annotated[InterveneCommand, tyro.conf.subcommand("intervene")]
     | Annotated[ReportCommand, tyro.conf.subcommand("report")]
     | Annotated[DoctorCommand, tyro.conf.subcommand("doctor")]
+    | Annotated[ModelsCommand, tyro.conf.subcommand("models")]
     | Annotated[DemoCommand, tyro.conf.subcommand("demo")]
 )
 

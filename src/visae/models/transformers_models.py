@@ -234,5 +234,4 @@ def _as_patches(pixels: Tensor, side: int) -> dict[str, Any]:
     cut = pixels.reshape(n_images, n_channels, rows, side, columns, side)
     patches = cut.permute(0, 2, 4, 3, 5, 1).reshape(n_images, rows * columns, -1)
     shapes = torch.tensor([[rows, columns]]).expand(n_images, -1)
-    mask = torch.ones(n_images, rows * columns, dtype=torch.int32, device=pixels.device)
-    return {"pixel_values": patches, "pixel_attention_mask": mask, "spatial_shapes": shapes}
+    return {"pixel_values": patches, "pixel_attention_mask": None, "spatial_shapes": shapes}
