@@ -17,7 +17,7 @@ from rich.table import Table
 from torch import Tensor
 
 import visae
-from visae.activations.store import ActivationStore
+from visae.activations.stored import StoredTokens
 from visae.errors import CheckpointError, ConfigError
 from visae.evaluation.baselines import baseline
 from visae.evaluation.class_scores import ClassProbe, LabelledImages, class_probe, label_images
@@ -155,7 +155,7 @@ def read_card(folder: Path) -> ReportCard:
 
 def evaluate(
     sae: Path,
-    store: ActivationStore,
+    store: StoredTokens,
     *,
     config: EvaluateConfig | None = None,
     model: VisionModel | None = None,

@@ -92,7 +92,7 @@ def splice_in(
 
 
 def _require_recorded(model: VisionModel, tokens: EvaluatedTokens) -> None:
-    recorded = tokens.store.record.identity
+    recorded = tokens.store.identity
     if not model.identity.same_weights(recorded):
         raise ModelError(
             "The weights of this model are not those that were recorded",

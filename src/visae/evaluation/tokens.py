@@ -12,7 +12,8 @@ import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
-from visae.activations.store import ActivationStore, Shard
+from visae.activations.store import Shard
+from visae.activations.stored import StoredTokens
 from visae.models.layout import TokenPolicy
 
 __all__ = ["EvaluatedTokens", "spread_evenly"]
@@ -24,7 +25,7 @@ _MOST_SAMPLED_IMAGES = 1024
 class EvaluatedTokens:
     """Every recorded token of a policy at a site."""
 
-    store: ActivationStore
+    store: StoredTokens
     """The activations."""
     site: str
     """One of its sites."""

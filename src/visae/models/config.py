@@ -32,10 +32,12 @@ class ModelIdentity:
     title: str
     """What to call it in figures and reports."""
     weights_sha256: str
-    """Hash over names, dtypes, shapes and bytes of every tensor of the model."""
+    """Hash over names, dtypes, shapes and bytes of every tensor of the model; empty: unknown."""
     revision: str | None = None
     """Commit of the hub's repository that the weights came from, where it is known."""
 
     def same_weights(self, other: "ModelIdentity") -> bool:
-        """Whether both have the same tensors."""
+        """Whether both have the same tensors; where neither says, whether the same name."""
+        if not self.weights_sha256 and not other.weights_sha256:
+            return self.name == other.name
         return self.weights_sha256 == other.weights_sha256

@@ -7,7 +7,7 @@ complaint and gives numbers that mean nothing. Every stage that joins the two as
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from visae.activations.store import ActivationStore
+from visae.activations.stored import StoredTokens
 from visae.errors import CheckpointError
 from visae.models.config import ModelIdentity
 from visae.models.preprocessing import Preprocessing
@@ -28,7 +28,7 @@ class _Difference(NamedTuple):
         return f"{self.name}: {self.of_sae} for the SAE, {self.of_store} in the store"
 
 
-def require_match(record: SAERecord, store: ActivationStore, site: str | None = None) -> str:
+def require_match(record: SAERecord, store: StoredTokens, site: str | None = None) -> str:
     """The site at which the SAE reads this store; ``site`` is the one asked for, if any.
 
     The store need not be the one that the SAE was trained on, but model weights, site, width and
@@ -56,8 +56,8 @@ def require_match(record: SAERecord, store: ActivationStore, site: str | None = 
     return own
 
 
-def _differences(record: SAERecord, store: ActivationStore, site: str) -> Iterator[_Difference]:
-    made, kept = record.provenance, store.record
+def _differences(record: SAERecord, store: StoredTokens, site: str) -> Iterator[_Difference]:
+    made, kept = record.provenance, store
     if not made.model.same_weights(kept.identity):
         yield _Difference("model", _name(made.model), _name(kept.identity))
     if record.d_model != store.site(site).d_model:
@@ -84,7 +84,7 @@ def _name(model: ModelIdentity) -> str:
     return f"{model.title} ({model.weights_sha256[:8]})"
 
 
-def _refuse(differences: list[_Difference], store: ActivationStore, fix: str) -> None:
+def _refuse(differences: list[_Difference], store: StoredTokens, fix: str) -> None:
     raise CheckpointError(
         f"This SAE was not made for this store ({'; '.join(map(str, differences))})",
         where=store.folder,
