@@ -14,7 +14,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import NamedTuple
@@ -32,6 +32,7 @@ __all__ = ["DecodedImage", "Decoding", "decoded_images", "default_workers"]
 _N_THREADS = 4
 _MOST_WORKERS = 16
 _CHUNK = 4  # images a worker process reads at a time
+_CHUNKS_PER_WORKER = 3  # under way, so that none waits for another
 
 
 class DecodedImage(NamedTuple):
@@ -62,7 +63,7 @@ class Decoding:
     workers: int = 0
     """Processes that read them, 0 for threads of this process."""
     n_ahead: int = 64
-    """How many to read ahead of use."""
+    """How many to read ahead of use, at least."""
 
     def decode(self, entry: ImageEntry) -> "DecodedImage | ImageError":
         """Read one image, or give the reason why it cannot be read."""
@@ -108,10 +109,11 @@ def decoded_images(
         ImageError: when a worker process dies, naming the image that comes next.
     """
     size = _CHUNK if decoding.workers else 1
-    chunks = [entries[start : start + size] for start in range(0, len(entries), size)]
+    chunks = (entries[start : start + size] for start in range(0, len(entries), size))
+    n_ahead = max(1, decoding.n_ahead // size, _CHUNKS_PER_WORKER * decoding.workers)
     pool, decode = _pool(decoding)
     try:
-        yield _in_order(pool, decode, chunks, max(1, decoding.n_ahead // size))
+        yield _in_order(pool, decode, chunks, n_ahead)
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -134,14 +136,13 @@ def _pool(decoding: Decoding) -> tuple[Executor, _Decode]:
 
 
 def _in_order(
-    pool: Executor, decode: _Decode, chunks: Iterable[Sequence[ImageEntry]], n_ahead: int
+    pool: Executor, decode: _Decode, chunks: Iterator[Sequence[ImageEntry]], n_ahead: int
 ) -> Iterator[DecodedImage | ImageError]:
     """The images of the chunks, with so many chunks under way ahead of the one that is used."""
-    coming = iter(chunks)
     waiting: collections.deque[tuple[str, Future[_Outcomes]]] = collections.deque()
 
     def submit(n_chunks: int) -> None:
-        for chunk in itertools.islice(coming, n_chunks):
+        for chunk in itertools.islice(chunks, n_chunks):
             waiting.append((chunk[0].ref, pool.submit(decode, chunk)))
 
     try:

@@ -151,6 +151,7 @@ def _write_shards(recording: _Recording, shards: Sequence[int], meter: Meter) ->
     parts = [entries[i * per_shard : (i + 1) * per_shard] for i in shards]
     decoding = _decoding(recording)
     with (
+        _current(recording.device),
         ShardWriter(recording.out, meter) as writer,
         decoded_images(decoding, [entry for part in parts for entry in part]) as images,
     ):
@@ -161,6 +162,11 @@ def _write_shards(recording: _Recording, shards: Sequence[int], meter: Meter) ->
                 meter.add_images(len(batch))
             meter.add_images(len(shard.skipped))
             writer.write(shard)
+
+
+def _current(device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """Make a GPU the one that streams and events belong to."""
+    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
 
 
 def _decoding(recording: _Recording) -> Decoding:

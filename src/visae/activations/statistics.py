@@ -234,4 +234,5 @@ def add_up(parts: Iterable[SiteStatistics]) -> SiteStatistics:
 def _histogram(norms: Float64[Tensor, " token"]) -> Float64[Tensor, " bin"]:
     """Tokens in each bin; norms beyond the edges, and what is no number, fall into the ends."""
     inner = _NORM_EDGES[1:-1].to(norms.device)
-    return torch.bincount(torch.bucketize(norms, inner, right=True), minlength=1000).double()
+    bins = torch.bucketize(norms, inner, right=True)
+    return norms.new_zeros(len(inner) + 1).scatter_add_(0, bins, torch.ones_like(norms))
