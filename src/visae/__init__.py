@@ -31,7 +31,9 @@ if TYPE_CHECKING:
     from visae.models.custom import wrap_model as wrap_model
     from visae.models.layout import Layout as Layout
     from visae.models.loading import load_model as load_model
+    from visae.models.loading import load_text_tower as load_text_tower
     from visae.models.preprocessing import Preprocessing as Preprocessing
+    from visae.models.protocol import TextTower as TextTower
     from visae.models.protocol import VisionModel as VisionModel
     from visae.reports.workspace import write_report as write_report
     from visae.saes.checkpoint import load_sae as load_sae
@@ -74,6 +76,7 @@ _HOMES = {
     "SparseCodes": "saes.codes",
     "Sparsity": "saes.sparsity",
     "Task": "interventions.tasks",
+    "TextTower": "models.protocol",
     "TopK": "saes.sparsity",
     "TrainConfig": "training.config",
     "VisaeError": "errors",
@@ -82,6 +85,7 @@ _HOMES = {
     "evaluate": "evaluation.card",
     "load_model": "models.loading",
     "load_sae": "saes.checkpoint",
+    "load_text_tower": "models.loading",
     "open_images": "images.opening",
     "read_spec": "interventions.spec",
     "record": "activations.record",
@@ -115,6 +119,7 @@ __all__ = [
     "SparseCodes",
     "Sparsity",
     "Task",
+    "TextTower",
     "TopK",
     "TrainConfig",
     "VisaeError",
@@ -124,6 +129,7 @@ __all__ = [
     "evaluate",
     "load_model",
     "load_sae",
+    "load_text_tower",
     "open_images",
     "read_spec",
     "record",

@@ -220,3 +220,32 @@ def test_a_real_model_recognises_real_images():
     logits = model.trace(model.preprocessing.pixels(views), ["residual@11"]).output.logits
     assert len(views) == 100
     assert (logits.argmax(dim=1) == classes).float().mean() >= 0.7
+
+
+@pytest.fixture
+def cached(monkeypatch, tmp_path, network):
+    """A hub client's cache with one model of timm's, at one commit."""
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    repository = tmp_path / "hub" / "models--timm--test_vit.r160_in1k"
+    (repository / "snapshots" / commit).mkdir(parents=True)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    whole = timm.create_model("test_vit")
+    path = repository / "snapshots" / commit / "model.safetensors"
+    safetensors.torch.save_file(whole.state_dict(), path)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    return commit
+
+
+@pytest.mark.parametrize("revision", [None, "main", "0123456789abcdef0123456789abcdef01234567"])
+def test_the_commit_of_the_weights_is_known(cached, revision):
+    assert load(model="test_vit", revision=revision).identity.revision == cached
+
+
+def test_local_weights_have_no_commit(cached, write_weights):
+    assert load(model="test_vit", weights=write_weights()).identity.revision is None
+
+
+def test_another_revision_is_not_taken_from_the_cache(cached):
+    with pytest.raises(ModelError, match="not in the local cache"):
+        load(model="test_vit", revision="v2")

@@ -6,6 +6,8 @@ import pytest
 from open_clip import pretrained
 from safetensors.torch import load_file
 
+from visae.activations.format import RecordConfig
+from visae.activations.record import record
 from visae.errors import ModelError
 from visae.models.config import ModelConfig
 from visae.models.loading import load_model, load_text_tower
@@ -135,3 +137,17 @@ def test_an_unreachable_hub_is_said(hub):
         find("hf-hub:imageomics/bioclip")
     with pytest.raises(ModelError, match=r"laion/CLIP.* is not in the local cache and the model"):
         find("ViT-B-16/laion2b_s34b_b88k")
+
+
+def test_a_store_is_bound_to_the_commit_it_was_recorded_from(hub, tmp_path, numbered_images):
+    config = ModelConfig(model="open_clip/hf-hub:lab/clip")
+    store = record(
+        numbered_images(3),
+        load_model(config, device="cpu"),
+        tmp_path / "store",
+        config=RecordConfig(sites=("residual@1",)),
+        model_config=config,
+    )
+    assert store.model.revision == hub
+    again = load_model(store.model, device="cpu")
+    assert again.identity.revision == hub

@@ -9,6 +9,9 @@ import transformers
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from visae.activations.format import RecordConfig
+from visae.activations.record import record
+from visae.activations.store import ActivationStore
 from visae.errors import ModelError
 from visae.models.config import ModelConfig
 from visae.models.loading import load_model
@@ -357,3 +360,21 @@ def test_without_the_package_the_extra_is_named(transformers_folder, monkeypatch
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(ModelError, match=r'pip install "visae\[transformers\]"'):
         load(folder)
+
+
+def test_a_store_finds_the_folder_again(transformers_folder, tmp_path, numbered_images):
+    """Recorded, moved with its workspace, and loaded from the store alone."""
+    workspace = tmp_path / "workspace"
+    folder = shutil.copytree(transformers_folder("dinov2"), workspace / "models" / "dinov2")
+    config = ModelConfig(model=str(folder))
+    record(
+        numbered_images(3),
+        load(folder),
+        workspace / "activations" / "numbers",
+        config=RecordConfig(sites=("residual@1", "heads@2")),
+        model_config=config,
+    )
+    moved = workspace.rename(tmp_path / "moved")
+    store = ActivationStore(moved / "activations" / "numbers")
+    model = load_model(store.model, device="cpu")
+    assert model.identity.same_weights(store.record.identity)

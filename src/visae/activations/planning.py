@@ -22,6 +22,7 @@ from visae.errors import StoreError
 from visae.images.location import replace_path
 from visae.images.source import ImageSource, MaskedSource
 from visae.models.config import ModelConfig
+from visae.models.names import portable_model
 from visae.models.protocol import VisionModel
 from visae.storage.differences import differences
 from visae.storage.hashing import hash_json
@@ -67,7 +68,7 @@ def plan_store(
     weights = model_config.weights
     return StoreRecord(
         visae_version=visae.__version__,
-        model=model_config.model,
+        model=portable_model(model_config.model, out),
         weights=None if weights is None else portable(weights, out),
         revision=model_config.revision,
         image_size=model_config.image_size,

@@ -32,6 +32,7 @@ from visae.images.catalog import ImageTable
 from visae.images.opening import open_images
 from visae.models.config import ModelConfig, ModelIdentity
 from visae.models.layout import TokenPolicy
+from visae.models.names import resolve_model
 from visae.models.preprocessing import Preprocessing
 from visae.storage.portable import resolve_portable
 from visae.storage.records import read_record
@@ -88,9 +89,9 @@ class ActivationStore:
         """How to load the model again."""
         weights = self.record.weights
         return ModelConfig(
-            model=self.record.model,
+            model=resolve_model(self.record.model, self.folder),
             weights=None if weights is None else resolve_portable(weights, self.folder),
-            revision=self.record.revision,
+            revision=self.record.identity.revision or self.record.revision,
             image_size=self.record.image_size,
             title=self.record.identity.title,
         )

@@ -4,16 +4,21 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from visae.errors import ModelError
+from visae.storage.portable import portable, resolve_portable
 
 __all__ = [
+    "LOCAL_DIR",
     "OPEN_CLIP_CONFIG",
     "TRANSFORMERS_CONFIG",
     "Adapter",
     "ModelName",
     "is_folder",
     "parse_model_name",
+    "portable_model",
+    "resolve_model",
 ]
 
+LOCAL_DIR = "local-dir:"
 Adapter = Literal["timm", "open_clip", "transformers", "python"]
 
 OPEN_CLIP_CONFIG = "open_clip_config.json"
@@ -62,6 +67,26 @@ def is_folder(name: str) -> bool:
     looks_like_one = name.startswith((".", "/", "~")) or "/" in name
     has_model = any((path / file).is_file() for file in (OPEN_CLIP_CONFIG, TRANSFORMERS_CONFIG))
     return path.is_dir() and (looks_like_one or has_model)
+
+
+def portable_model(model: str, folder: Path) -> str:
+    """How ``folder``'s files should write a model's name: a model's own folder as ``portable``."""
+    adapter, _, name = model.partition("/")
+    path = name.removeprefix(LOCAL_DIR)
+    if adapter in ("open_clip", "transformers") and is_folder(path):
+        return f"{adapter}/{portable(Path(path).expanduser(), folder)}"
+    if adapter != "timm" and is_folder(model):
+        whole = Path(model).expanduser()
+        return f"{_adapter_of(whole)}/{portable(whole, folder)}"
+    return model
+
+
+def resolve_model(text: str, folder: Path) -> str:
+    """The model that a file in ``folder`` means by what ``portable_model`` wrote."""
+    adapter, slash, name = text.partition("/")
+    if slash and name.startswith("../"):
+        return f"{adapter}/{resolve_portable(name, folder)}"
+    return text
 
 
 def _adapter_of(folder: Path) -> Adapter:

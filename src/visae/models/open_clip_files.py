@@ -18,11 +18,11 @@ from typing import Any
 from visae.errors import ModelError, nearest_names
 from visae.models.config import ModelConfig
 from visae.models.files import ModelFiles, hub_files, local_files, read_json
-from visae.models.names import OPEN_CLIP_CONFIG
+from visae.models.names import LOCAL_DIR, OPEN_CLIP_CONFIG
 
 __all__ = ["OpenClipSource", "find_open_clip", "require_open_clip"]
 
-_HUB, _LOCAL = "hf-hub:", "local-dir:"
+_HUB = "hf-hub:"
 _SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
 _WEIGHTS = (
     "open_clip_model.safetensors",
@@ -81,9 +81,9 @@ def find_open_clip(config: ModelConfig, name: str) -> Iterator[OpenClipSource]:
         repository = name.removeprefix(_HUB)
         with hub_files(repository, revision=config.revision, first=(OPEN_CLIP_CONFIG,)) as files:
             yield _from_files(files, config, tokenizer=name)
-    elif name.startswith(_LOCAL) or Path(name).expanduser().is_dir():
-        folder = Path(name.removeprefix(_LOCAL)).expanduser()
-        yield _from_files(local_files(folder), config, tokenizer=_LOCAL + str(folder))
+    elif name.startswith(LOCAL_DIR) or Path(name).expanduser().is_dir():
+        folder = Path(name.removeprefix(LOCAL_DIR)).expanduser()
+        yield _from_files(local_files(folder), config, tokenizer=LOCAL_DIR + str(folder))
     else:
         with _built_in(config, name) as source:
             yield source
