@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 import threading
 from collections.abc import Generator, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from typing import NamedTuple, final
 
 import numpy as np
@@ -160,6 +160,8 @@ class MixedTokens:
         else:
             self._held.pop(half, None)
             images = torch.from_numpy(self._filler.fill(job.images, self._half(half), stop))
+            if stop.is_set() and len(images) < len(job.images):
+                raise CancelledError  # given up half way: not to be held for a filling
         generator = seeded(self._seed, job.n_pass, 1 + job.number)
         order = self._selection.order(images.numpy(), self._per_image, generator=generator)
         self._held[half] = _Fill(job.n_pass, job.number, half, images, order)
