@@ -21,6 +21,19 @@ def test_a_whole_name_is_that_model_alone():
     assert find_models("open_clip/ViT-B-16") == ["open_clip/ViT-B-16"]
 
 
+@pytest.mark.parametrize(
+    ("pattern", "name"),
+    [
+        ("vit_tiny_patch16_224.augreg_in21k", "timm/vit_tiny_patch16_224.augreg_in21k"),
+        ("timm/resnet18.a1_in1k", "timm/resnet18.a1_in1k"),
+        ("open_clip/ViT-B-32/openai", "open_clip/ViT-B-32/openai"),
+    ],
+)
+def test_a_name_with_the_tag_of_its_weights_is_that_model(pattern, name):
+    assert find_models(pattern) == [name]
+    assert summarise_name(name).sites
+
+
 def test_every_adapter_is_listed():
     names = find_models()
     assert {name.partition("/")[0] for name in names} == {"timm", "open_clip", "transformers"}

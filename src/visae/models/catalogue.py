@@ -96,6 +96,8 @@ def find_models(pattern: str | None = None) -> list[str]:
     names = _names()
     if pattern is None:
         return names
+    if trained := _with_tag(pattern):
+        return [trained]
     wanted = pattern.lower()
     if any(mark in wanted for mark in "*?["):
         found = [n for n in names if fnmatch.fnmatch(n.lower(), wanted)]
@@ -109,6 +111,19 @@ def find_models(pattern: str | None = None) -> list[str]:
             f"No model's name fits {pattern}", where="visae models", fix=f"The nearest are: {near}"
         )
     return found
+
+
+def _with_tag(name: str) -> str | None:
+    """The full name of a model with the tag of its weights, if that is what was given."""
+    if name.removeprefix("timm/") in timm.list_pretrained():
+        return f"timm/{name.removeprefix('timm/')}"
+    adapter, _, trained = name.partition("/")
+    if adapter == "open_clip" and importlib.util.find_spec("open_clip"):
+        import open_clip
+
+        if tuple(trained.split("/")) in open_clip.list_pretrained():
+            return name
+    return None
 
 
 def _nearest(wanted: str, names: Sequence[str]) -> list[str]:
@@ -189,7 +204,7 @@ def _open_clip(name: str) -> tuple[Architecture, tuple[int, int]]:
     from visae.models.open_clip_files import require_open_clip
     from visae.models.open_clip_models import build_open_clip, open_clip_architecture
 
-    settings = require_open_clip().get_model_config(name)
+    settings = require_open_clip().get_model_config(name.partition("/")[0])
     settings["text_cfg"] = {"width": 8, "heads": 1, "layers": 1}
     if "multimodal_cfg" in settings:
         settings["multimodal_cfg"] |= {"width": 8, "heads": 1, "layers": 1}
