@@ -125,7 +125,9 @@ def test_every_long_verb_has_the_option(verb, capsys):
 
 
 @pytest.mark.slow
-def test_a_recording_as_a_job(visae, record_arguments, tmp_path, monkeypatch, jobs):
+def test_a_recording_by_two_processes_of_a_job(
+    visae, record_arguments, tmp_path, monkeypatch, jobs
+):
     """The whole way through the program, with submitit's executor for this machine."""
 
     def submit_here(arguments, options):
@@ -133,13 +135,16 @@ def test_a_recording_as_a_job(visae, record_arguments, tmp_path, monkeypatch, jo
 
     monkeypatch.setattr(app, "submit", submit_here)
     monkeypatch.chdir(tmp_path)
-    code, said, _ = visae(*record_arguments("store", "--slurm", "cpus=1,logs=jobs"))
+    code, said, _ = visae(
+        *record_arguments("store", "--shard-mb", 1, "--slurm", "gpus=2,logs=jobs")
+    )
     assert code == 0
     (job,) = jobs
     log = tmp_path / "jobs" / f"{job.job_id}_0_log.out"
     assert said == f"Submitted job {job.job_id}. When it runs, its log is {log}\n"
-    assert job.result() is None
+    assert job.results() == [None, None]
     assert "Recorded 48 images" in log.read_text()
+    assert "Recorded" not in log.with_name(f"{job.job_id}_1_log.out").read_text()
     assert ActivationStore(tmp_path / "store").n_images == 48
 
 
