@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from visae.activations.format import RecordConfig
 from visae.activations.record import record
-from visae.errors import ImageError
+from visae.errors import ImageError, StoreError
 from visae.images.opening import open_images
 from visae.models.config import ModelConfig
 
@@ -160,3 +160,22 @@ def test_progress_counts_images_to_the_end(run, tmp_path, numbered_images):
     )
     assert [p.done for p in told] == sorted({p.done for p in told})
     assert (told[-1].done, told[-1].total, told[-1].unit) == (50, 50, "images")
+
+
+def test_mixed_precision_is_another_recording_of_nearly_the_same(
+    tmp_path, planted_folder, tiny_vit
+):
+    def recorded(precision, out):
+        return record(
+            open_images(planted_folder),
+            tiny_vit,
+            tmp_path / out,
+            config=RecordConfig(sites=("residual@1",), dtype="float32", precision=precision),
+            model_config=ModelConfig(model="timm/tiny"),
+        )
+
+    exact, mixed = (recorded(p, p).shard("residual@1", 0) for p in ("float32", "bfloat16"))
+    error = (mixed.activations - exact.activations).norm() / exact.activations.norm()
+    assert 1e-4 < error < 2e-2
+    with pytest.raises(StoreError, match="precision: 'float32' there, 'bfloat16' now"):
+        recorded("bfloat16", "float32")

@@ -304,3 +304,41 @@ def test_special_tokens_of_a_model_without_any_are_refused(run, tmp_path, table_
     model = table_model(tables(50), grid=(2, 4))
     with pytest.raises(ModelError, match="no special tokens"):
         run(tmp_path / "s", model=model, tokens="special")
+
+
+# Statistics that are added up on the way
+
+
+@pytest.fixture
+def few_wait(monkeypatch):
+    """Statistics are added up as soon as those of two shards wait."""
+    monkeypatch.setattr("visae.activations.summing.MOST_WAITING", 2)
+
+
+@pytest.mark.parametrize("n_images", [0, 16, 40, 60, 79, 99])
+def test_sums_taken_on_the_way_are_those_taken_at_the_end(
+    run, tmp_path, files, stop_after, tables, request, n_images
+):
+    options = {"given": tables(100), "dtype": "bfloat16"}
+    run(tmp_path / "whole", **options)
+    request.getfixturevalue("few_wait")
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "s", **options, options=stop_after(n_images))
+    waiting = list((tmp_path / "s" / "shards").glob("*.safetensors"))
+    assert len(waiting) < 2
+    run(tmp_path / "s", **options)
+    assert files(tmp_path / "s") == files(tmp_path / "whole")
+
+
+@pytest.mark.usefixtures("few_wait")
+def test_a_shard_lost_after_its_statistics_were_added_is_recorded_again(
+    run, tmp_path, files, stop_after, tables
+):
+    options = {"given": tables(100), "dtype": "bfloat16"}
+    run(tmp_path / "whole", **options)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "s", **options, options=stop_after(80))
+    assert (tmp_path / "s" / "statistics.partial.safetensors").is_file()
+    (tmp_path / "s" / "shards" / "00001.json").unlink()
+    run(tmp_path / "s", **options)
+    assert files(tmp_path / "s") == files(tmp_path / "whole")

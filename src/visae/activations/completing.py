@@ -5,13 +5,10 @@ no more than that and ``shards.json``.
 """
 
 import dataclasses
-import functools
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from visae.activations.format import (
     ShardFiles,
@@ -21,16 +18,16 @@ from visae.activations.format import (
     StoreRecord,
     shard_name,
 )
-from visae.activations.planning import GATHERED, recording_id, shard_path
-from visae.activations.statistics import SiteStatistics, token_kinds
+from visae.activations.planning import GATHERED, read_shard_record
+from visae.activations.summing import forget_sums, statistics_tensors, sums_of_store
 from visae.errors import ImageError, StoreError
 from visae.images.catalog import ImageTable, Skipped, write_skipped
 from visae.storage.atomic import disk_errors
 from visae.storage.hashing import hash_json
 from visae.storage.records import read_record, write_record
-from visae.storage.tensors import FileRef, file_ref, read_tensors, verify_file, write_tensors
+from visae.storage.tensors import FileRef, file_ref, verify_file, write_tensors
 
-__all__ = ["complete", "digest_of", "read_shard_record", "remove_partial_statistics"]
+__all__ = ["complete", "digest_of"]
 
 _IMAGES, _SHARDS, _STATISTICS = GATHERED
 
@@ -60,7 +57,7 @@ def complete(out: Path, plan: StoreRecord, *, batch_size: int) -> None:
     images = _image_table(shards)
     images.write(out / _IMAGES)
     files = tuple(_files(out, shard) for shard in shards)
-    statistics = _kept_statistics(out, files) or _statistics(out, plan, shards, batch_size)
+    statistics = _kept_statistics(out, files) or _statistics(out, plan, batch_size)
     write_record(out / _SHARDS, ShardTable(shards=files))
     contents = StoreContents(
         n_images=len(images),
@@ -70,46 +67,13 @@ def complete(out: Path, plan: StoreRecord, *, batch_size: int) -> None:
         shards=file_ref(out, _SHARDS),
     )
     write_record(out / "store.json", dataclasses.replace(plan, contents=contents))
-    remove_partial_statistics(out, plan)
-
-
-def read_shard_record(out: Path, plan: StoreRecord, index: int) -> ShardRecord:
-    """What a finished shard says of itself.
-
-    Raises:
-        StoreError: when it is of another recording, or does not list its images one by one.
-    """
-    path = shard_path(out, index)
-    shard = read_record(ShardRecord, path, error=StoreError)
-    if shard.recording != recording_id(plan) or shard.index != index:
-        raise StoreError(
-            "This shard belongs to another recording",
-            where=path,
-            fix="Delete it (or the folder) and run the same visae record command again; it resumes",
-        )
-    columns = [shard.refs, shard.labels, shard.groups, *shard.metadata.values()]
-    lengths = {len(column) for column in [*columns, shard.mask_ids or shard.content_ids]}
-    n_images = len(shard.content_ids)
-    if lengths != {n_images} or n_images + len(shard.skipped) != plan.n_listed(index):
-        raise StoreError(
-            f"This shard does not list its {plan.n_listed(index)} images one by one",
-            where=path,
-            fix="It was altered or cut short: delete it and record again; that resumes",
-        )
-    return shard
+    forget_sums(out, plan)
 
 
 def digest_of(content_ids: Sequence[str], shards: Sequence[ShardFiles]) -> str:
     """Hash of a store's images and activations: equal for equal recordings, wherever they are."""
     files = [[shard.files[site].sha256 for site in sorted(shard.files)] for shard in shards]
     return hash_json([content_ids, files])
-
-
-def remove_partial_statistics(out: Path, plan: StoreRecord) -> None:
-    """Remove the statistics of single shards, which those of the complete store contain."""
-    with disk_errors(out):
-        for index in range(plan.n_shards):
-            (out / "shards" / f"{shard_name(index)}.safetensors").unlink(missing_ok=True)
 
 
 def _image_table(shards: Sequence[ShardRecord]) -> ImageTable:
@@ -158,50 +122,9 @@ def _kept_statistics(out: Path, files: Sequence[ShardFiles]) -> FileRef | None:
     return before.statistics if unchanged else None
 
 
-def _statistics(
-    out: Path, plan: StoreRecord, shards: Sequence[ShardRecord], batch_size: int
-) -> FileRef:
-    """Add up the statistics of the shards, in order, and write them."""
-    total: dict[str, SiteStatistics] = {}
-    for shard in shards:
-        for key, part in _shard_statistics(out, plan, shard, batch_size).items():
-            total[key] = total[key].plus(part) if key in total else part
-    tensors = {n: t for key, each in total.items() for n, t in each.tensors(f"{key}/").items()}
-    return write_tensors(out, _STATISTICS, tensors)
-
-
-def _shard_statistics(
-    out: Path, plan: StoreRecord, shard: ShardRecord, batch_size: int
-) -> Mapping[str, SiteStatistics]:
-    """A shard's statistics as they were recorded, or taken again from its activations."""
-    path = out / shard.statistics.name
-    if not path.is_file():
-        return _taken_again(out, plan, shard, batch_size)
-    verify_file(out, shard.statistics)
-    tensors = read_tensors(path)
-    keys = {name.rpartition("/")[0] for name in tensors}
-    return {key: SiteStatistics.of_tensors(tensors, f"{key}/") for key in sorted(keys)}
-
-
-def _taken_again(
-    out: Path, plan: StoreRecord, shard: ShardRecord, batch_size: int
-) -> Mapping[str, SiteStatistics]:
-    """The statistics of a shard, batch by batch as when it was recorded."""
-    found = {}
-    for site in plan.sites:
-        file = shard.files[site.name]
-        verify_file(out, file)
-        activations = read_tensors(out / file.name)["activations"]
-        rounding = torch.tensor(shard.rounding[site.name], dtype=torch.float64)
-        for kind, at in token_kinds(site.layout, plan.tokens).items():
-            batches = (
-                SiteStatistics.of(part[:, at]) for part in torch.split(activations, batch_size)
-            )
-            whole = functools.reduce(SiteStatistics.plus, batches)
-            found[f"{site.name}/{kind}"] = dataclasses.replace(
-                whole, rounding_square_sum=rounding[at]
-            )
-    return found
+def _statistics(out: Path, plan: StoreRecord, batch_size: int) -> FileRef:
+    sums = sums_of_store(out, plan, batch_size=batch_size)
+    return write_tensors(out, _STATISTICS, statistics_tensors(sums))
 
 
 def _clear(out: Path, plan: StoreRecord) -> None:

@@ -12,6 +12,7 @@ import visae
 from visae.activations.format import (
     MaskClass,
     RecordConfig,
+    ShardRecord,
     SiteRecord,
     StoreRecord,
     shard_name,
@@ -31,17 +32,22 @@ from visae.storage.records import read_json, read_record, to_plain, write_record
 
 __all__ = [
     "GATHERED",
+    "MOST_WAITING",
     "begin",
     "bytes_to_write",
     "check_space",
     "missing_shards",
     "plan_store",
+    "read_shard_record",
     "recording_id",
     "shard_path",
 ]
 
 GATHERED = ("images.parquet", "shards.json", "statistics.safetensors")
 """The files that completing a store makes of its shards."""
+
+MOST_WAITING = 16
+"""Shards whose statistics wait as files of their own before they are added up."""
 
 _IMAGE_BYTES = 1024  # of an image's row in its shard's JSON and in the table of images
 _PATCH_BYTES = 8  # of a patch's label and purity
@@ -125,6 +131,32 @@ def recording_id(plan: StoreRecord) -> str:
     return hash_json(_lasting(plan))
 
 
+def read_shard_record(out: Path, plan: StoreRecord, index: int) -> ShardRecord:
+    """What a finished shard says of itself.
+
+    Raises:
+        StoreError: when it is of another recording, or does not list its images one by one.
+    """
+    path = shard_path(out, index)
+    shard = read_record(ShardRecord, path, error=StoreError)
+    if shard.recording != recording_id(plan) or shard.index != index:
+        raise StoreError(
+            "This shard belongs to another recording",
+            where=path,
+            fix="Delete it (or the folder) and run the same visae record command again; it resumes",
+        )
+    columns = [shard.refs, shard.labels, shard.groups, *shard.metadata.values()]
+    lengths = {len(column) for column in [*columns, shard.mask_ids or shard.content_ids]}
+    n_images = len(shard.content_ids)
+    if lengths != {n_images} or n_images + len(shard.skipped) != plan.n_listed(index):
+        raise StoreError(
+            f"This shard does not list its {plan.n_listed(index)} images one by one",
+            where=path,
+            fix="It was altered or cut short: delete it and record again; that resumes",
+        )
+    return shard
+
+
 def bytes_to_write(plan: StoreRecord, shards: list[int]) -> int:
     """Bytes on disk of some shards, at most, and of what is gathered from them."""
     n_images = sum(plan.n_listed(index) for index in shards)
@@ -133,7 +165,8 @@ def bytes_to_write(plan: StoreRecord, shards: list[int]) -> int:
     if plan.mask_classes is not None:
         grids = {site.layout.grid for site in plan.sites}
         per_image += sum(_PATCH_BYTES * rows * columns for rows, columns in grids)
-    return n_images * per_image + (len(shards) + 1) * _statistics_bytes(plan)
+    n_statistics = min(len(shards), 2 * MOST_WAITING)
+    return n_images * per_image + (n_statistics + 2) * _statistics_bytes(plan)
 
 
 def check_space(out: Path, plan: StoreRecord, missing: list[int]) -> None:

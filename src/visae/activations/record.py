@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from visae.activations.completing import complete, remove_partial_statistics
+from visae.activations.completing import complete
 from visae.activations.decoding import DecodedImage, Decoding, decoded_images, default_workers
 from visae.activations.format import RecordConfig, StoreRecord
 from visae.activations.planning import (
@@ -29,6 +29,7 @@ from visae.activations.planning import (
 from visae.activations.shard_buffer import ShardBuffer
 from visae.activations.shard_writing import Meter, ShardWriter
 from visae.activations.store import ActivationStore
+from visae.activations.summing import forget_sums, require_sums_of
 from visae.distributed import Ranks
 from visae.errors import ConfigError, ImageError, StoreError
 from visae.images.source import ImageEntry, ImageSource, StreamedSource
@@ -124,9 +125,10 @@ def _shards_to_write(recording: _Recording) -> list[int] | None:
     out, plan = recording.out, recording.plan
     remove_leftovers(out)
     if not begin(out, plan):
-        remove_partial_statistics(out, plan)
+        forget_sums(out, plan)
         return None
     missing = missing_shards(out, plan)
+    require_sums_of(out, missing)
     check_space(out, plan, missing)
     return missing
 
@@ -152,7 +154,7 @@ def _write_shards(recording: _Recording, shards: Sequence[int], meter: Meter) ->
     decoding = _decoding(recording)
     with (
         _current(recording.device),
-        ShardWriter(recording.out, meter) as writer,
+        ShardWriter(recording.out, plan, meter, adds_up=recording.ranks.is_first) as writer,
         decoded_images(decoding, [entry for part in parts for entry in part]) as images,
     ):
         for index, part in zip(shards, parts, strict=True):

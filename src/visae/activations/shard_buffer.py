@@ -23,6 +23,7 @@ from visae.activations.format import (
 )
 from visae.activations.planning import recording_id, shard_path
 from visae.activations.statistics import SiteStatistics, token_kinds
+from visae.activations.summing import statistics_tensors
 from visae.errors import ModelError
 from visae.images.catalog import ImageTable
 from visae.storage.records import write_record
@@ -89,7 +90,7 @@ class ShardBuffer:
         }
         labels = self._write_patch_labels(out, f"labels/{name}.safetensors")
         sums = self._sums()
-        tensors = {n: t for key, each in sums.items() for n, t in each.tensors(f"{key}/").items()}
+        tensors = statistics_tensors(sums)
         statistics = write_tensors(out, f"shards/{name}.safetensors", tensors)
         record = self._record(files, labels, statistics, sums)
         write_record(shard_path(out, self._index), record)
@@ -114,9 +115,10 @@ class ShardBuffer:
         memory = self._activations[site.name]
         stored = computed.to(memory.dtype)
         memory[rows].copy_(stored, non_blocking=True)
-        total = stored.sum((1, 2), dtype=torch.float64)  # cannot overflow
-        finite[rows].copy_(torch.isfinite(total), non_blocking=True)
-        rounding = (stored.float() - computed.float()).square_().sum(2, dtype=torch.float64).sum(0)
+        difference = stored.float() - computed.float()  # NaN or infinite where either is
+        lengths = torch.linalg.vector_norm(difference, dim=2, dtype=torch.float64)
+        finite[rows].copy_(torch.isfinite(lengths).all(1), non_blocking=True)
+        rounding = lengths.square_().sum(0)
         for kind, at in token_kinds(site.layout, self._plan.tokens).items():
             batch = SiteStatistics.of(stored[:, at], rounding=rounding[at])
             key = f"{site.name}/{kind}"

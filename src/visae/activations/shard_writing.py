@@ -9,6 +9,7 @@ from typing import final
 from visae.activations.format import StoreRecord
 from visae.activations.planning import bytes_to_write
 from visae.activations.shard_buffer import ShardBuffer
+from visae.activations.summing import add_ready
 from visae.distributed import Ranks
 from visae.progress import Progress, ProgressCallback
 
@@ -48,11 +49,12 @@ class Meter:
 class ShardWriter:
     """Writes shards in a thread of its own, one at a time, while the model goes on.
 
-    However the block ends, the shard under way is written first.
+    However the block ends, the shard under way is written first. On the first rank it also adds
+    up the statistics of the shards that are written.
     """
 
-    def __init__(self, out: Path, meter: Meter) -> None:
-        self._out, self._meter = out, meter
+    def __init__(self, out: Path, plan: StoreRecord, meter: Meter, *, adds_up: bool) -> None:
+        self._out, self._plan, self._meter, self._adds_up = out, plan, meter, adds_up
         self._thread = ThreadPoolExecutor(1)
         self._writing: Future[int] | None = None
 
@@ -63,7 +65,7 @@ class ShardWriter:
             VisaeError: what stopped the shard before it.
         """
         self._finish()
-        self._writing = self._thread.submit(shard.write, self._out)
+        self._writing = self._thread.submit(self._write, shard)
 
     def __enter__(self) -> "ShardWriter":
         return self
@@ -77,6 +79,12 @@ class ShardWriter:
         self._thread.shutdown()
         if error is None:
             self._finish()
+
+    def _write(self, shard: ShardBuffer) -> int:
+        n_bytes = shard.write(self._out)
+        if self._adds_up:
+            add_ready(self._out, self._plan)
+        return n_bytes
 
     def _finish(self) -> None:
         if self._writing is not None:

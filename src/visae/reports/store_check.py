@@ -11,7 +11,7 @@ from typing import final
 
 import torch
 
-from visae.activations.completing import digest_of, read_shard_record
+from visae.activations.completing import digest_of
 from visae.activations.format import (
     ShardFiles,
     ShardTable,
@@ -21,7 +21,7 @@ from visae.activations.format import (
     grid_name,
     shard_name,
 )
-from visae.activations.planning import missing_shards, shard_path
+from visae.activations.planning import missing_shards, read_shard_record, shard_path
 from visae.activations.resuming import record_command
 from visae.activations.statistics import SiteStatistics, token_kinds
 from visae.activations.store import ActivationStore
