@@ -30,7 +30,7 @@ def main():
     parser.add_argument("--work", type=Path, help="folder to keep (default: a temporary one)")
     recording = parser.add_argument_group("record")
     recording.add_argument("--images", type=Path, help="folder of JPEGs (default: made up)")
-    recording.add_argument("--seconds", type=float, default=12, help="of each bare forward")
+    recording.add_argument("--seconds", type=float, default=8, help="of each bare forward")
     recording.add_argument("--models", nargs="+", default=MODELS)
     recording.add_argument("--device", default="auto")
     recording.add_argument("--precision", default="float32", help="bfloat16 on a GPU")

@@ -129,7 +129,7 @@ def n_images_for(arguments, work, name):
     """Images that take about ``--seconds`` of bare forward, in whole batches."""
     network, device = bare_network(random_weights(work, name), name, arguments.device)
     rate = bare_rate(network.forward_features, device, arguments, 4 * BATCH)
-    return max(4, round(rate * arguments.seconds / BATCH)) * BATCH
+    return min(128, max(4, round(rate * arguments.seconds / BATCH))) * BATCH
 
 
 def jpegs(arguments, work, n_images):
