@@ -1,4 +1,4 @@
-"""One small SAE and batch, and every back end that runs on a CPU."""
+"""One small SAE and batch, and the back ends for the CPU."""
 
 import pytest
 import torch

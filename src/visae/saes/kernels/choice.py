@@ -73,7 +73,8 @@ def choose_kernels(
             where="engine",
             fix="Give auto or reference",
         )
-    fitting: EngineName = "numba" if device.type == "cpu" else "torch"
+    fitting: EngineName = "triton" if device.type == "cuda" and _has_triton() else "torch"
+    fitting = "numba" if device.type == "cpu" else fitting
     chosen = fitting if name == "auto" else name
     kernels = _MAKERS[chosen](device, encode or fastest_encode(device))
     why = "asked for" if name != "auto" else f"the fastest for {device.type}"
@@ -98,7 +99,9 @@ def _triton(device: torch.device, encode: Encode) -> Kernels:
         raise _unavailable("triton", f"it works on CUDA devices and the SAE is on {device}")
     if not _has_triton():
         raise _unavailable("triton", "the package triton is not installed")
-    raise _unavailable("triton", "its kernels are not built yet")
+    from visae.saes.kernels.triton_kernels import TritonKernels
+
+    return TritonKernels(encode=encode)
 
 
 _MAKERS: dict[str, Callable[[torch.device, Encode], Kernels]] = {

@@ -5,7 +5,7 @@ Slower than a back end made for the device, and the one they are read against. S
 """
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import embedding_bag, normalize
 
@@ -22,7 +22,13 @@ from visae.saes.kernels.interface import (
     Weights,
     own_bias,
 )
-from visae.saes.kernels.plain_codes import plain_codes, row_products
+from visae.saes.kernels.plain_codes import (
+    entry_groups,
+    largest_of_rows,
+    plain_codes,
+    row_products,
+    starts_of,
+)
 
 __all__ = ["TorchKernels"]
 
@@ -53,17 +59,14 @@ class TorchKernels:
         self, pre: Float[Tensor, "token chosen"], k: int
     ) -> Float[Tensor, "token chosen"]:
         """The k largest of each row where they exceed zero, and zero elsewhere."""
-        kept = pre.topk(min(k, pre.shape[1]), dim=1, sorted=False)
-        return torch.zeros_like(pre).scatter_(1, kept.indices, kept.values.relu_())
+        return largest_of_rows(pre, k)
 
     def decode(self, batch: Batch, codes: SparseCodes, weights: Weights) -> Decoded:
         """Errors by every prefix, and the gradient by the entries."""
         (n_tokens, d_model), n_prefixes = batch.wanted.shape, len(batch.bounds)
-        group = _groups(batch, codes)
-        row_of_entry = codes.tokens * n_prefixes + group
-        order = torch.argsort(row_of_entry, stable=True)
-        offsets = _starts(row_of_entry, n_tokens * n_prefixes)
-        parts = _weighted_rows(weights.w_dec, codes.values[order], codes.features[order], offsets)
+        row_of_entry = entry_groups(batch, codes)
+        offsets = starts_of(row_of_entry, n_tokens * n_prefixes)
+        parts = _weighted_rows(weights.w_dec, codes.values, codes.features, offsets)
         errors = parts.view(n_tokens, n_prefixes, d_model).cumsum(1)
         errors += (weights.b_dec - batch.wanted)[:, None]
         losses = errors.square().mean(dim=(0, 2))
@@ -83,8 +86,8 @@ class TorchKernels:
         """Gradients of all parameters."""
         n_features, tokens = codes.n_features, codes.tokens
         order = torch.argsort(codes.features, stable=True)
-        offsets = _starts(codes.features, n_features)
-        row_of_entry = (tokens * len(batch.bounds) + _groups(batch, codes))[order]
+        offsets = starts_of(codes.features, n_features)
+        row_of_entry = entry_groups(batch, codes)[order]
         slopes = decoded.grad_values[order]
         w_enc = _weighted_rows(batch.centred, slopes, tokens[order], offsets)
         w_dec = _weighted_rows(
@@ -127,18 +130,6 @@ class TorchKernels:
             square.mul_(BETAS[1]).addcmul_(clipped, clipped, value=1 - BETAS[1])
             weight.addcdiv_(mean, square.sqrt().div_(root).add_(EPSILON), value=-size)
         weights.w_dec.copy_(normalize(weights.w_dec, dim=1))
-
-
-def _groups(batch: Batch, codes: SparseCodes) -> Int64[Tensor, " entry"]:
-    """The first prefix that holds each entry's feature."""
-    ends = torch.tensor(batch.bounds[:-1], dtype=torch.int64, device=codes.features.device)
-    return torch.bucketize(codes.features, ends, right=True)
-
-
-def _starts(bag: Int64[Tensor, " entry"], n_bags: int) -> Int64[Tensor, " bag_plus_one"]:
-    """Where each bag starts once entries are sorted by bag, and the number of entries."""
-    counts = torch.bincount(bag, minlength=n_bags)
-    return torch.cat([counts.new_zeros(1), counts.cumsum(0)])
 
 
 def _weighted_rows(

@@ -6,7 +6,7 @@ in float32. BatchTopK takes all that may reach a guess of the threshold, and gue
 fewer than k·B surely do. Margins are those of ``saes/kernels/selection.py``.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -15,9 +15,13 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from visae.saes.codes import SparseCodes, active_entries
-from visae.saes.kernels.interface import Encode, Keep, Weights
+from visae.saes.kernels.interface import Batch, Encode, Keep, Weights
 
-__all__ = ["plain_codes", "row_products"]
+__all__ = ["entry_groups", "largest_of_rows", "plain_codes", "row_products", "starts_of"]
+
+Products = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+"""Rows, which of them, other rows, which of those: the product of each pair."""
+
 
 _CHUNK_ELEMENTS = 2**24
 _PRODUCT_ROUNDING = 2.0**-8
@@ -27,10 +31,18 @@ _GUESS_TOKENS = 64
 
 
 def plain_codes(
-    centred: Float[Tensor, "token d_model"], weights: Weights, keep: Keep, *, encode: Encode
+    centred: Float[Tensor, "token d_model"],
+    weights: Weights,
+    keep: Keep,
+    *,
+    encode: Encode,
+    products: Products | None = None,
 ) -> SparseCodes:
-    """The codes that ``Kernels.codes`` promises, by plain torch operations."""
-    encoder = _encoder(centred, weights, encode)
+    """The codes that ``Kernels.codes`` promises, by plain torch operations.
+
+    ``products`` takes the place of ``row_products``.
+    """
+    encoder = _encoder(centred, weights, encode, products or row_products)
     k = min(keep.k, weights.w_enc.shape[0])
     if keep.over == "batch":
         return _of_batch(encoder, k)
@@ -48,6 +60,25 @@ def row_products(
     starts = range(0, row_index.shape[0], _PRODUCT_ROWS)
     pieces = [slice(start, start + _PRODUCT_ROWS) for start in starts] or [slice(0)]
     return torch.cat([(rows[row_index[p]] * others[other_index[p]]).sum(1) for p in pieces])
+
+
+def largest_of_rows(pre: Float[Tensor, "token chosen"], k: int) -> Float[Tensor, "token chosen"]:
+    """The k largest of each row where they exceed zero, and zero elsewhere."""
+    kept = pre.topk(min(k, pre.shape[1]), dim=1, sorted=False)
+    return torch.zeros_like(pre).scatter_(1, kept.indices, kept.values.relu_())
+
+
+def entry_groups(batch: Batch, codes: SparseCodes) -> Int64[Tensor, " entry"]:
+    """Token · n_prefixes + the first prefix with the entry's feature; ascending."""
+    ends = torch.tensor(batch.bounds[:-1], dtype=torch.int64, device=codes.features.device)
+    prefix = torch.bucketize(codes.features, ends, right=True)
+    return codes.tokens * len(batch.bounds) + prefix
+
+
+def starts_of(bag: Int64[Tensor, " entry"], n_bags: int) -> Int64[Tensor, " bag_plus_one"]:
+    """Where each bag starts once entries are sorted by bag, and the number of entries."""
+    counts = torch.bincount(bag, minlength=n_bags)
+    return torch.cat([counts.new_zeros(1), counts.cumsum(0)])
 
 
 class _Encoder(NamedTuple):
@@ -73,6 +104,8 @@ class _Encoder(NamedTuple):
     """Norm of what rounding and summing may take from each encoder row."""
     bias_errors: Tensor
     """What each bias may be off."""
+    products: Products
+    """How values are refined."""
 
     @property
     def is_exact(self) -> bool:
@@ -97,11 +130,13 @@ class _Encoder(NamedTuple):
         return from_rows + self.bias_errors.max()
 
 
-def _encoder(centred: Tensor, weights: Weights, encode: Encode) -> _Encoder:
+def _encoder(centred: Tensor, weights: Weights, encode: Encode, products: Products) -> _Encoder:
     w_enc, b_enc = weights.w_enc, weights.b_enc
     if encode == "float32":
         none = centred.new_zeros(0)
-        return _Encoder(centred, weights, centred, w_enc, b_enc, none, none, none, none, none)
+        return _Encoder(
+            centred, weights, centred, w_enc, b_enc, none, none, none, none, none, products
+        )
     x, w, b = centred.bfloat16(), w_enc.bfloat16(), b_enc.bfloat16()
     norms = w_enc.norm(dim=1)
     return _Encoder(
@@ -111,6 +146,7 @@ def _encoder(centred: Tensor, weights: Weights, encode: Encode) -> _Encoder:
         norms=norms,
         errors=(w.float() - w_enc).norm(dim=1) + norms * (_UNIT * centred.shape[1]),
         bias_errors=(b.float() - b_enc).abs() + _PRODUCT_ROUNDING * b_enc.abs(),
+        products=products,
     )
 
 
@@ -172,7 +208,7 @@ def _top(values: Tensor, features: Tensor, k: int, n_features: int) -> SparseCod
 
 def _refined(encoder: _Encoder, tokens: Tensor, features: Tensor) -> Tensor:
     """The float32 pre-activations of some entries."""
-    products = row_products(encoder.centred, tokens, encoder.weights.w_enc, features)
+    products = encoder.products(encoder.centred, tokens, encoder.weights.w_enc, features)
     return products + encoder.weights.b_enc[features]
 
 
