@@ -8,6 +8,7 @@ from hypothesis import settings
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ["MPLBACKEND"] = "Agg"
+os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is first imported; needs no GPU
 
 # Read when torch, numpy and numba are first imported: sums come out the same on every machine.
 for library in ("OMP", "MKL", "OPENBLAS", "NUMBA"):
