@@ -30,9 +30,8 @@ def commands(path: Path) -> list[list[str]]:
 
 @pytest.mark.parametrize("guide", GUIDES, ids=lambda guide: guide.stem)
 def test_every_command_of_a_guide_can_be_typed(guide):
-    found = commands(guide)
-    assert found
-    for arguments in found:
+    assert guide.stem != "record" or commands(guide)
+    for arguments in commands(guide):
         tyro.cli(app._Command, args=arguments, config=(tyro.conf.OmitArgPrefixes,))
 
 
@@ -63,7 +62,7 @@ def photos(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_the_guide_to_recording_runs(photos, capsys):
     for arguments in commands(DOCS / "tasks" / "record.md"):
-        if "--slurm" not in arguments:
+        if arguments[0] in ("record", "doctor") and "--slurm" not in arguments:
             assert main(arguments) == 0, capsys.readouterr().err
     names = {}
     for code in blocks(DOCS / "tasks" / "record.md", "python"):
