@@ -42,7 +42,7 @@ def test_every_verb_has_help(verb, capsys):
         (["record"], "--images"),
         (["train", "--store", "x", "--out", "y", "--k", "many"], "--k"),
         (["train", "--store", "x", "--out", "y", "--kinds", "topk"], "--kind"),
-        (["train", "--store", "x", "--out", "y", "--kind", "jumprelu"], "jumprelu"),
+        (["train", "--store", "x", "--out", "y", "--kind", "jumprely"], "jumprely"),
         (["index", "--sae", "x", "--store", "y", "--out", "z", "--side", "left"], "left"),
     ],
 )

@@ -32,6 +32,7 @@ class EvaluateCommand(LongVerb):
 
     def run(self, screen: Screen) -> None:
         """Evaluate, and print every metric beside its null."""
+        from visae.activations.opening import open_store
         from visae.activations.store import ActivationStore
         from visae.evaluation.card import evaluate
         from visae.models.loading import load_model
@@ -39,12 +40,18 @@ class EvaluateCommand(LongVerb):
 
         if not self.sae:
             raise ConfigError("No SAE is given", where="--sae", fix="Give one folder or more")
-        store = ActivationStore(self.store)
+        store, model, source = open_store(self.store), None, None
+        if self.fidelity:
+            if not isinstance(store, ActivationStore):
+                what = "saev's folder says neither how to load the model nor where the images are"
+                raise ConfigError(what, where=self.store, fix="Add --no-fidelity")
+            model = load_model(store.model, device=self.device)
+            source = store.source(self.images)
         card = evaluate(
             self.sae[0],
             store,
-            model=load_model(store.model, device=self.device) if self.fidelity else None,
-            source=store.source(self.images) if self.fidelity else None,
+            model=model,
+            source=source,
             others=[load_sae(folder) for folder in self.sae[1:]],
             progress=screen.progress,
         )

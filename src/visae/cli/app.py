@@ -9,11 +9,12 @@ import tyro
 
 import visae
 from visae.cli.analysis import EvaluateCommand, IndexCommand, InterveneCommand
-from visae.cli.making import RecordCommand, TrainCommand
+from visae.cli.making import RecordCommand
 from visae.cli.models import ModelsCommand
 from visae.cli.output import Screen
 from visae.cli.showing import DemoCommand, DoctorCommand, ReportCommand
 from visae.cli.slurm import LongVerb, parse_slurm, submit, without_slurm
+from visae.cli.training import TrainCommand
 from visae.errors import VisaeError
 from visae.storage.atomic import disk_errors
 

@@ -1,0 +1,209 @@
+"""The verb ``train``: an activation store, or images and a model that runs on them → SAEs."""
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from visae.cli.output import Screen
+from visae.cli.slurm import LongVerb
+from visae.cli.token_options import FilterOptions, LiveOptions
+from visae.errors import ConfigError
+
+if TYPE_CHECKING:
+    from visae.activations.stream import TokenStream
+    from visae.saes.config import ArchetypesConfig
+    from visae.saes.learned import AnySparsity
+    from visae.training.config import RunConfig, TrainConfig
+
+__all__ = ["TrainCommand"]
+
+_PASSES = 20
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainCommand(LongVerb):
+    """Train sparse autoencoders: an activation store, or images and a model → SAEs."""
+
+    out: Path
+    """Folder of the SAE; with several seeds, -s0, -s1 … is added. Run again to resume."""
+    store: Path | None = None
+    """Folder of the store; of saev, a folder of shards."""
+    live: LiveOptions = dataclasses.field(default_factory=LiveOptions)
+    """Instead of a store, images and a model that runs on them: nothing is written but the SAE."""
+    site: str | None = None
+    """Site, where there are several."""
+    target_site: str | None = None
+    """Make a transcoder, which gives the activations at this site."""
+    kind: Literal["batch-topk", "topk", "jumprelu", "relu", "gated"] = "batch-topk"
+    """Sparsity kind."""
+    k: int = 32
+    """Active features per token (batch-topk: on average; jumprelu: aimed at)."""
+    l1: float = 0.01
+    """Penalty of relu and gated."""
+    decoder: Literal["free", "archetypal"] = "free"
+    """archetypal: features are mixtures of cluster centres of the data, alike from seed to seed."""
+    n_centroids: int = 2048
+    """Cluster centres of an archetypal decoder."""
+    n_features: int | None = None
+    """Number of features, instead of expansion × width."""
+    expansion: int = 8
+    """Features per dimension of the activations."""
+    matryoshka: bool = True
+    """Nested prefixes of the features must reconstruct too."""
+    random_prefixes: int = 0
+    """So many nested prefixes drawn for each batch, instead of fixed ones."""
+    orthogonality: float = 0.0
+    """Weight of a penalty on features that point the same way."""
+    seeds: tuple[int, ...] = (0,)
+    """One SAE a seed, all from one pass over the data."""
+    control: Literal[
+        "none", "untrained", "frozen-decoder", "frozen-encoder", "random-activations"
+    ] = "none"
+    """Make a control instead: random directions, or random in one half only, or activations."""
+    tokens: Literal["patches", "special", "all"] = "patches"
+    """Which tokens of each image to train on."""
+    where: FilterOptions = dataclasses.field(default_factory=FilterOptions)
+    """Which of a store's tokens to train on."""
+    n_tokens: int | None = None
+    """Tokens to train on; without it, 20 passes over all, at most 100 M."""
+    batch_size: int = 4096
+    """Tokens in a batch."""
+    learning_rate: float | None = None
+    """Peak learning rate; without it, chosen from the width and the length of the run."""
+    auxk_alpha: float = 1 / 32
+    """Weight of the dead features' loss; 0 turns it off."""
+    data_seed: int = 0
+    """Seed of the order of the tokens."""
+    buffer_mb: int = 1024
+    """Memory for mixing tokens, in MiB."""
+
+    def run(self, screen: Screen) -> None:
+        """Train, and say how it went."""
+        from visae.saes.checkpoint import read_sae_record
+        from visae.training.loop import train_on
+
+        stream, config = self._live_stream() if self.store is None else self._stored_stream()
+        runs = self._runs(stream.sites[0], stream.d_model(stream.sites[0]))
+        train_on(stream, runs, self.out.parent, config=config, progress=screen.progress)
+        for run in runs:
+            folder = self.out.parent / run.name
+            metrics = read_sae_record(folder).metrics
+            shown = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+            screen.say(f"{folder}: {shown or run.control}")
+        screen.say(self._next(self.out.parent / runs[0].name))
+
+    def _next(self, sae: Path) -> str:
+        if self.store is not None:
+            return f"Next: visae evaluate --sae {sae} --store {self.store}"
+        live = f"--images {self.live.images} --model {self.live.model}"
+        return f"Next: visae record {live} --out DIR, and evaluate {sae} on it"
+
+    def _stored_stream(self) -> "tuple[TokenStream, TrainConfig]":
+        from visae.activations.loaders import ShuffledTokens
+        from visae.activations.opening import open_store
+        from visae.activations.selection import select
+
+        self.live.require_none()
+        store = open_store(self.store or Path())
+        site, where = self.site or self._trainable_site(store.sites), self.where.token_filter()
+        n_tokens = select(store, site, tokens=self.tokens, where=where).n_tokens
+        config = self._config(n_tokens)
+        stream = ShuffledTokens(
+            store,
+            *self._sites(site),
+            tokens=config.tokens,
+            where=where,
+            batch_size=config.batch_size,
+            buffer_bytes=config.buffer_bytes,
+            seed=config.data_seed,
+        )
+        return stream, config
+
+    def _live_stream(self) -> "tuple[TokenStream, TrainConfig]":
+        from visae.activations.live import LiveTokens
+
+        self.where.require_none()
+        source, model = self.live.open()
+        site = self.site or self._trainable_site(list(model.sites))
+        config = self._config(len(source.entries) * model.layout(site).n_kept(self.tokens))
+        stream = LiveTokens(
+            source,
+            model,
+            *self._sites(site),
+            tokens=config.tokens,
+            batch_size=config.batch_size,
+            buffer_bytes=config.buffer_bytes,
+            seed=config.data_seed,
+            images_per_forward=self.live.images_per_forward,
+            workers=self.live.workers,
+        )
+        return stream, config
+
+    def _sites(self, site: str) -> list[str]:
+        wanted = [site] if self.target_site is None else [site, self.target_site]
+        return list(dict.fromkeys(wanted))
+
+    def _trainable_site(self, sites: list[str]) -> str:
+        others = [site for site in sites if site != self.target_site] or sites
+        named = others if len(others) == 1 else [site for site in others if "@" in site]
+        if len(named) == 1:
+            return named[0]
+        raise ConfigError(
+            "There are several sites to train on",
+            where=self.store or self.live.model,
+            fix=f"Name one with --site: {', '.join(sites)}",
+        )
+
+    def _runs(self, site: str, d_model: int) -> "list[RunConfig]":
+        from visae.training.config import RunConfig
+
+        several = len(self.seeds) > 1
+        return [
+            RunConfig(
+                name=f"{self.out.name}-s{seed}" if several else self.out.name,
+                n_features=self.expansion * d_model if self.n_features is None else self.n_features,
+                sparsity=self._sparsity(),
+                matryoshka=self.matryoshka,
+                random_prefixes=self.random_prefixes,
+                archetypes=self._archetypes(),
+                orthogonality=self.orthogonality,
+                site=site,
+                target_site=self.target_site,
+                seed=seed,
+                learning_rate=self.learning_rate,
+                control=self.control,
+            )
+            for seed in self.seeds
+        ]
+
+    def _sparsity(self) -> "AnySparsity":
+        from visae.saes.learned import Gated, JumpReLU
+        from visae.saes.sparsity import BatchTopK, ReLU, TopK
+
+        if self.kind == "jumprelu":
+            return JumpReLU(target_l0=float(self.k))
+        if self.kind in ("relu", "gated"):
+            return ReLU(l1=self.l1) if self.kind == "relu" else Gated(l1=self.l1)
+        return TopK(k=self.k) if self.kind == "topk" else BatchTopK(k=self.k)
+
+    def _archetypes(self) -> "ArchetypesConfig | None":
+        from visae.saes.config import ArchetypesConfig
+
+        if self.decoder == "free":
+            return None
+        return ArchetypesConfig(n_centroids=self.n_centroids)
+
+    def _config(self, n_stored: int) -> "TrainConfig":
+        from visae.training.config import TrainConfig
+
+        return TrainConfig(
+            n_tokens=min(100_000_000, _PASSES * n_stored)
+            if self.n_tokens is None
+            else self.n_tokens,
+            batch_size=self.batch_size,
+            tokens=self.tokens,
+            where=self.where.token_filter(),
+            auxk_alpha=self.auxk_alpha,
+            data_seed=self.data_seed,
+            buffer_bytes=self.buffer_mb * 2**20,
+        )
