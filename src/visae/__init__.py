@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from visae.activations.format import RecordConfig as RecordConfig
     from visae.activations.record import record as record
     from visae.activations.store import ActivationStore as ActivationStore
+    from visae.distributed import joined_ranks as joined_ranks
     from visae.errors import VisaeError as VisaeError
     from visae.evaluation.card import evaluate as evaluate
     from visae.features.build import build_index as build_index
@@ -83,6 +84,7 @@ _HOMES = {
     "VisionModel": "models.protocol",
     "build_index": "features.build",
     "evaluate": "evaluation.card",
+    "joined_ranks": "distributed",
     "load_model": "models.loading",
     "load_sae": "saes.checkpoint",
     "load_text_tower": "models.loading",
@@ -127,6 +129,7 @@ __all__ = [
     "__version__",
     "build_index",
     "evaluate",
+    "joined_ranks",
     "load_model",
     "load_sae",
     "load_text_tower",

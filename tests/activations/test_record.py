@@ -1,4 +1,6 @@
+import re
 import tempfile
+import weakref
 from pathlib import Path
 
 import pytest
@@ -8,6 +10,7 @@ from hypothesis import strategies as st
 
 from visae.activations.format import RecordConfig
 from visae.activations.record import record
+from visae.activations.shard_buffer import ShardBuffer
 from visae.errors import ImageError, StoreError
 from visae.images.opening import open_images
 from visae.models.config import ModelConfig
@@ -151,6 +154,21 @@ def test_images_are_read_only_a_little_ahead_of_the_model(
     assert max(most_ahead) <= 2 * 4 + 1
 
 
+def test_no_more_than_two_shards_are_in_memory(run, tmp_path, tables, monkeypatch):
+    alive, most = weakref.WeakSet(), []
+
+    def make(*args, **options):
+        shard = ShardBuffer(*args, **options)
+        alive.add(shard)
+        most.append(len(alive))
+        return shard
+
+    monkeypatch.setattr("visae.activations.record.ShardBuffer", make)
+    run(tmp_path / "s", given=tables(200))
+    assert len(most) == 13
+    assert max(most) <= 2
+
+
 def test_progress_counts_images_to_the_end(run, tmp_path, numbered_images):
     told = []
     run(
@@ -160,6 +178,7 @@ def test_progress_counts_images_to_the_end(run, tmp_path, numbered_images):
     )
     assert [p.done for p in told] == sorted({p.done for p in told})
     assert (told[-1].done, told[-1].total, told[-1].unit) == (50, 50, "images")
+    assert re.fullmatch(r"0\.\d of 0\.\d GB written", told[-1].note)
 
 
 def test_mixed_precision_is_another_recording_of_nearly_the_same(
