@@ -4,12 +4,17 @@ import json
 import shlex
 import shutil
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from visae.activations.format import StoreRecord
+from visae.activations.format import RecordConfig, StoreRecord
+from visae.activations.record import record
 from visae.activations.resuming import record_command
 from visae.activations.store import ActivationStore
+from visae.images.opening import open_images
+from visae.models.config import ModelConfig
 from visae.reports.store_check import check_store
 from visae.storage.locks import exclusive
 from visae.storage.records import read_record
@@ -163,6 +168,49 @@ def test_what_a_killed_process_left(folder):
     assert wrong.startswith("1 temporary files of a killed process (2.0 MB)")
 
 
+@pytest.fixture
+def masked(tmp_path, make_vit):
+    """A store of two images with masks of two classes."""
+    home = tmp_path / "street"
+    generator = np.random.default_rng(0)
+    for part in ("images", "masks"):
+        (home / part).mkdir(parents=True)
+        for i in range(2):
+            values = generator.integers(0, 2, (16, 16), dtype=np.uint8)
+            Image.fromarray(values).save(home / part / f"{i}.png")
+    (home / "classes.txt").write_text("road\ncar\n")
+    return record(
+        open_images(f"seg:{home}"),
+        make_vit(),
+        tmp_path / "store",
+        config=RecordConfig(sites=("residual@0",)),
+        model_config=ModelConfig(model="tiny"),
+    ).folder
+
+
+def change_labels(folder, change):
+    """Change a shard's patch labels and their recorded checksum, as a faulty recorder would."""
+    tensors = change(read_tensors(folder / "labels" / "00000.safetensors"))
+    ref = write_tensors(folder, "labels/00000.safetensors", tensors)
+    said_of_it = {"sha256": ref.sha256, "n_bytes": ref.n_bytes}
+    rewrite(
+        folder / "shards" / "00000.json", lambda shard: shard["patch_labels"].update(said_of_it)
+    )
+
+
+def test_patch_labels(masked):
+    finding = check_store(masked)
+    assert finding.is_fine
+    assert finding.detail.endswith("; 2 patch classes on 100% of the patches")
+    change_labels(masked, lambda tensors: {name: t + 5 for name, t in tensors.items()})
+    detail = check_store(masked).detail
+    assert "hold unknown classes [5, 6]" in detail
+    change_labels(masked, lambda tensors: {name: t[:1] for name, t in tensors.items()})
+    assert "have shapes [(1, " in check_store(masked).detail
+    (masked / "labels" / "00000.safetensors").unlink()
+    assert "A file is missing" in check_store(masked).detail
+
+
 def test_a_store_that_is_being_written(folder):
     (folder / "shards" / "00002.json").unlink()
     with exclusive(folder):
@@ -190,8 +238,8 @@ def test_the_command_names_everything_that_was_asked_for(folder):
             images_per_shard=16,
         ),
     )
-    record = read_record(StoreRecord, folder / "store.json")
-    words = shlex.split(record_command(record, folder))
+    found = read_record(StoreRecord, folder / "store.json")
+    words = shlex.split(record_command(found, folder))
     assert words[:2] == ["visae", "record"]
     options = dict(zip(words[2::2], words[3::2], strict=False))
     assert options["--images"] == "numbered:"

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import final
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from visae.activations.completing import digest_of
 from visae.activations.format import (
@@ -78,8 +80,8 @@ class _Check:
         elif self.record.contents is None:
             yield "incomplete: every shard is written, but they are not gathered yet"
         yield from self._strangers()
-        totals: dict[str, SiteStatistics] = {}
-        is_whole = not missing
+        is_whole = self.record.contents is not None and not missing
+        totals: dict[str, SiteStatistics] | None = {} if is_whole else None
         for index in sorted(set(range(self.record.n_shards)) - set(missing)):
             for problem in self._shard_problems(index, totals):
                 is_whole = False
@@ -101,8 +103,10 @@ class _Check:
             if foreign:
                 yield f"{name} holds files of no shard of this store: {', '.join(sorted(foreign))}"
 
-    def _shard_problems(self, index: int, totals: dict[str, SiteStatistics]) -> Iterator[str]:
-        """What is wrong with a shard; its statistics are added to ``totals``."""
+    def _shard_problems(
+        self, index: int, totals: dict[str, SiteStatistics] | None
+    ) -> Iterator[str]:
+        """What is wrong with a shard; its statistics are added to ``totals``, if any."""
         remedy = f"delete {shard_path(self.folder, index)} and record again, which resumes"
         try:
             shard = read_shard_record(self.folder, self.record, index)
@@ -113,19 +117,17 @@ class _Check:
                 self._check_labels(self.folder / shard.patch_labels.name, len(shard.content_ids))
             for site in self.record.sites:
                 path = self.folder / shard.files[site.name].name
-                self._add_up(site, path, shard.refs, totals)
+                found = self._checked(site, path, shard.refs)
+                if totals is not None:
+                    self._add_up(site, found, totals)
         except VisaeError as error:
             place = f" ({error.where})" if error.where else ""
             yield f"{error.what}{place}: {remedy}"
 
-    def _add_up(
-        self,
-        site: SiteRecord,
-        path: Path,
-        refs: tuple[str, ...],
-        totals: dict[str, SiteStatistics],
-    ) -> None:
-        """Check a shard's numbers at one site, and add them to the statistics."""
+    def _checked(
+        self, site: SiteRecord, path: Path, refs: tuple[str, ...]
+    ) -> Float[Tensor, "image token d_model"]:
+        """A shard's activations at one site, if they are what they should be."""
         found = read_tensors(path).get("activations")
         expected = (len(refs), site.layout.n_kept(self.record.tokens), site.d_model)
         dtype = getattr(torch, self.record.dtype)
@@ -136,10 +138,19 @@ class _Check:
         if not finite.all():
             bad = refs[int((~finite).nonzero()[0])]
             raise StoreError(f"NaN or infinite activations at {site.name}, image {bad}", where=path)
+        return found
+
+    def _add_up(
+        self,
+        site: SiteRecord,
+        activations: Float[Tensor, "image token d_model"],
+        totals: dict[str, SiteStatistics],
+    ) -> None:
+        """Add a shard's activations to the statistics."""
         for kind, at in token_kinds(site.layout, self.record.tokens).items():
             key = f"{site.name}/{kind}"
-            for start in range(0, len(found), _IMAGES_AT_ONCE):
-                more = SiteStatistics.of(found[start : start + _IMAGES_AT_ONCE, at])
+            for start in range(0, len(activations), _IMAGES_AT_ONCE):
+                more = SiteStatistics.of(activations[start : start + _IMAGES_AT_ONCE, at])
                 totals[key] = totals[key].plus(more) if key in totals else more
 
     def _check_labels(self, path: Path, n_images: int) -> None:
@@ -216,7 +227,7 @@ class _Check:
                     break
 
 
-def _close(name: str, stored: torch.Tensor | None, found: torch.Tensor) -> bool:
+def _close(name: str, stored: Tensor | None, found: Tensor) -> bool:
     """Whether two statistics are equal but for the order of sums (and norms between two bins)."""
     if stored is None or stored.shape != found.shape:
         return False
