@@ -10,8 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from visae.activations.format import RecordConfig as RecordConfig
+    from visae.activations.live import LiveTokens as LiveTokens
+    from visae.activations.loaders import OrderedTokens as OrderedTokens
+    from visae.activations.loaders import ShuffledTokens as ShuffledTokens
+    from visae.activations.opening import open_store as open_store
     from visae.activations.record import record as record
     from visae.activations.store import ActivationStore as ActivationStore
+    from visae.activations.token_filter import TokenFilter as TokenFilter
     from visae.distributed import joined_ranks as joined_ranks
     from visae.errors import VisaeError as VisaeError
     from visae.evaluation.card import evaluate as evaluate
@@ -50,6 +55,7 @@ if TYPE_CHECKING:
     from visae.training.config import RunConfig as RunConfig
     from visae.training.config import TrainConfig as TrainConfig
     from visae.training.loop import train as train
+    from visae.training.loop import train_on as train_on
 
 __version__ = "0.1.0"
 
@@ -66,7 +72,9 @@ _HOMES = {
     "IndexConfig": "features.config",
     "JumpReLU": "saes.learned",
     "Layout": "models.layout",
+    "LiveTokens": "activations.live",
     "ModelConfig": "models.config",
+    "OrderedTokens": "activations.loaders",
     "OutcomeConfig": "interventions.spec",
     "Prediction": "interventions.verdict",
     "Preprocessing": "models.preprocessing",
@@ -74,10 +82,12 @@ _HOMES = {
     "RecordConfig": "activations.format",
     "RunConfig": "training.config",
     "SAE": "saes.sae",
+    "ShuffledTokens": "activations.loaders",
     "SparseCodes": "saes.codes",
     "Sparsity": "saes.sparsity",
     "Task": "interventions.tasks",
     "TextTower": "models.protocol",
+    "TokenFilter": "activations.token_filter",
     "TopK": "saes.sparsity",
     "TrainConfig": "training.config",
     "VisaeError": "errors",
@@ -89,10 +99,12 @@ _HOMES = {
     "load_sae": "saes.checkpoint",
     "load_text_tower": "models.loading",
     "open_images": "images.opening",
+    "open_store": "activations.opening",
     "read_spec": "interventions.spec",
     "record": "activations.record",
     "run_experiment": "interventions.experiment",
     "train": "training.loop",
+    "train_on": "training.loop",
     "wrap_model": "models.custom",
     "write_report": "reports.workspace",
 }
@@ -111,17 +123,21 @@ __all__ = [
     "IndexConfig",
     "JumpReLU",
     "Layout",
+    "LiveTokens",
     "ModelConfig",
+    "OrderedTokens",
     "OutcomeConfig",
     "Prediction",
     "Preprocessing",
     "ReLU",
     "RecordConfig",
     "RunConfig",
+    "ShuffledTokens",
     "SparseCodes",
     "Sparsity",
     "Task",
     "TextTower",
+    "TokenFilter",
     "TopK",
     "TrainConfig",
     "VisaeError",
@@ -134,10 +150,12 @@ __all__ = [
     "load_sae",
     "load_text_tower",
     "open_images",
+    "open_store",
     "read_spec",
     "record",
     "run_experiment",
     "train",
+    "train_on",
     "wrap_model",
     "write_report",
 ]

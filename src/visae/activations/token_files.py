@@ -107,6 +107,8 @@ class TokenReader:
         Raises:
             StoreError: when a file is missing or ends too early.
         """
+        if len(images) == 0:
+            return
         memory = into.view(torch.uint8).numpy().data.cast("B")
         reads = [
             threads.submit(self._read_file, file, stretches, memory)
