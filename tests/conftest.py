@@ -125,6 +125,38 @@ def store_of():
     return make
 
 
+# A model hub
+
+
+@pytest.fixture
+def model_hub(monkeypatch, tmp_path):
+    """A model hub on this machine that the hub client talks to, with an empty cache.
+
+    Its owner is logged in; see ``hub_stand_in.py`` for what it holds.
+    """
+    import importlib.util
+    from pathlib import Path
+
+    from huggingface_hub import constants
+
+    path = Path(__file__).with_name("hub_stand_in.py")
+    stand_in = importlib.util.module_from_spec(
+        importlib.util.spec_from_file_location("hub_stand_in", path)
+    )
+    stand_in.__spec__.loader.exec_module(stand_in)
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.setenv(name, "*")
+    monkeypatch.setenv("HF_TOKEN", stand_in.OWNER_TOKEN)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub-cache"))
+    with stand_in.running_hub() as hub:
+        template = hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        yield hub
+
+
 # Several processes, as torchrun starts them
 
 

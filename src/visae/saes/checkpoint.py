@@ -22,6 +22,7 @@ from visae.models.layout import Layout, TokenPolicy
 from visae.models.preprocessing import Preprocessing
 from visae.saes.codes import SparseCodes
 from visae.saes.config import SAEConfig
+from visae.saes.hub import find_sae
 from visae.saes.learned import AnySparsity, Gated, JumpReLU, LearnedSparsity
 from visae.saes.sae import SAE
 from visae.saes.sparsity import BatchTopK, ReLU, TopK
@@ -158,33 +159,35 @@ def save_sae(
     return record
 
 
-def read_sae_record(folder: Path) -> SAERecord:
-    """What ``sae.json`` says, without loading the weights.
+def read_sae_record(folder: str | Path) -> SAERecord:
+    """What ``sae.json`` says, without loading the weights; ``folder`` may be on the model hub.
 
     Raises:
         CheckpointError: when there is no SAE in the folder, or its record is damaged or newer.
     """
-    if not (Path(folder) / "sae.json").is_file():
+    folder = find_sae(folder).folder
+    if not (folder / "sae.json").is_file():
         raise CheckpointError(
             "There is no SAE here",
             where=folder,
             fix="Give a folder with sae.json, or train one with: visae train --store DIR --out DIR",
         )
-    return read_record(SAERecord, Path(folder) / "sae.json", error=CheckpointError)
+    return read_record(SAERecord, folder / "sae.json", error=CheckpointError)
 
 
 def load_sae(
-    folder: Path, *, device: str | torch.device = "cpu", kinds: Sequence[type[Any]] = ()
+    folder: str | Path, *, device: str | torch.device = "cpu", kinds: Sequence[type[Any]] = ()
 ) -> SAE:
     """Load an SAE and check that it reproduces its reference codes and reconstruction.
 
-    ``kinds`` are your own sparsity kinds, besides the built-in ones.
+    ``folder`` may be on the model hub: ``hf://owner/repository[/folder][@revision]``. ``kinds`` are
+    your own sparsity kinds, besides the built-in ones.
 
     Raises:
         CheckpointError: when files are missing, altered or newer, when the sparsity kind is
             unknown, or when the codes differ from the recorded ones.
     """
-    folder = Path(folder)
+    folder = find_sae(folder).folder
     record = read_sae_record(folder)
     verify_file(folder, record.weights, error=CheckpointError)
     tensors = read_tensors(folder / record.weights.name, error=CheckpointError)

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 
 from visae.errors import ModelError
 
-__all__ = ["hub_access", "require_hub"]
+__all__ = ["first_lines", "hub_access", "hub_failures", "require_hub"]
 
 _TIMEOUT_SECONDS = 4.0
 
@@ -83,3 +83,16 @@ def require_hub(repository: str, file: str) -> None:
         where="--hub",
         fix="Connect to the network, or run the demo without --hub",
     )
+
+
+def hub_failures() -> tuple[type[Exception], ...]:
+    """What a transfer that breaks off raises: the hub's own error, and its HTTP client's."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    return OSError, *HfHubHTTPError.__bases__
+
+
+def first_lines(failure: Exception) -> str:
+    """The beginning of what an exception says, in one line."""
+    lines = [line.strip() for line in str(failure).splitlines() if line.strip()]
+    return " ".join(lines[:4])[:600] or type(failure).__name__
