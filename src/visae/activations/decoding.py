@@ -14,6 +14,7 @@ import os
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -132,6 +133,9 @@ def _pool(decoding: Decoding) -> tuple[Executor, _Decode]:
         initializer=_start_worker,
         initargs=(decoding,),
     )
+    with warnings.catch_warnings():  # workers touch no thread, lock or library of the parent
+        warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
+        pool.submit(_decode_in_worker, ())  # starts them all
     return pool, _decode_in_worker
 
 

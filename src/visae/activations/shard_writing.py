@@ -35,7 +35,7 @@ class Meter:
         done = self._n_before + self._ranks.count("images", n_images)
         written = self._ranks.count("bytes", 0)
         if self._ranks.is_first:
-            note = f"{written / 1e9:.1f} of {self._n_bytes_left / 1e9:.1f} GB written"
+            note = f"{_size(written)} of {_size(self._n_bytes_left)} written"
             self._progress(
                 Progress(stage="record", done=done, total=self._total, unit="images", note=note)
             )
@@ -90,3 +90,7 @@ class ShardWriter:
         if self._writing is not None:
             self._meter.add_bytes(self._writing.result())
             self._writing = None
+
+
+def _size(n_bytes: int) -> str:
+    return f"{n_bytes / 1e9:.1f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:.0f} MB"
