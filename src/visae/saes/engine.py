@@ -14,6 +14,7 @@ from torch import Tensor
 from visae.saes.kernels.auxk import dead_features
 from visae.saes.kernels.choice import keep_of
 from visae.saes.kernels.interface import AdamState, Batch, Kernels, RowGradients, Weights
+from visae.saes.learned import AnySparsity
 from visae.saes.losses import BatchLoss
 from visae.saes.sae import SAE
 
@@ -58,10 +59,12 @@ class SparseEngine:
         auxk_alpha: float,
         target: Float[Tensor, "token d_model"] | None = None,
         prefixes: tuple[int, ...] = (),
+        sparsity: AnySparsity | None = None,
     ) -> EngineStep:
         """Loss and gradients of a batch of raw activations; arguments as for ``batch_loss``."""
         batch = self._batch(x, target, prefixes)
-        codes = self._kernels.codes(batch.centred, self._weights, self._keep)
+        keep = self._keep if sparsity is None else keep_of(sparsity)
+        codes = self._kernels.codes(batch.centred, self._weights, keep)
         decoded = self._kernels.decode(batch, codes, self._weights)
         nested, auxk, extra = decoded.losses.mean(), torch.zeros_like(decoded.losses[0]), None
         if auxk_alpha and dead.any():

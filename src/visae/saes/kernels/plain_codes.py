@@ -109,7 +109,7 @@ class _Encoder(NamedTuple):
 
     @property
     def is_exact(self) -> bool:
-        return self.rows.dtype == torch.float32
+        return self.rows.dtype != torch.bfloat16
 
     def pre(self, chunk: slice) -> Tensor:
         return torch.addmm(self.bias, self.rows[chunk], self.matrix.T)
@@ -248,7 +248,8 @@ def _above(encoder: _Encoder, guess: float) -> tuple[Tensor, Tensor, Tensor, Ten
         pre = encoder.pre(chunk)
         floor = guess * (1 - _PRODUCT_ROUNDING) - encoder.widest(chunk)
         rows, features = active_entries(pre >= floor[:, None])
-        values, tokens = pre[rows, features].float(), chunk.start + rows
+        values = pre[rows, features].to(encoder.centred.dtype)
+        tokens = chunk.start + rows
         parts.append((tokens, features, values, encoder.margins(tokens, features, values)))
     tokens, features, values, margins = (torch.cat(each) for each in zip(*parts, strict=True))
     return tokens, features, values, margins
