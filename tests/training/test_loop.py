@@ -122,7 +122,7 @@ def test_metrics_have_a_line_a_step(planted, whole):
     assert [row["tokens"] for row in rows] == list(range(100, 3001, 100))
     for row in rows:
         assert row["explained_variance"] == 1 - row["nmse"]
-        assert row["learning_rate"] == 3e-3 * config().rate_factor(row["step"] - 1)
+        assert row["learning_rate"] == 3e-3 * config().rate_schedule.factor(row["step"] - 1, 30)
         assert 0 <= row["dead"] <= 160
         assert 0 <= row["loader_wait_share"] <= 1
         assert row["l0"] == 3.0

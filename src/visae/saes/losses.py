@@ -19,7 +19,7 @@ from torch.nn.functional import linear, mse_loss
 from visae.errors import ConfigError
 from visae.saes.codes import SparseCodes
 from visae.saes.kernels.sparse import FeatureLists, active_values, nested_decode
-from visae.saes.learned import LearnedSparsity, learned_codes
+from visae.saes.learned import AnySparsity, LearnedSparsity, learned_codes
 from visae.saes.sae import SAE
 
 __all__ = ["BatchLoss", "auxk_loss", "batch_loss"]
@@ -49,26 +49,28 @@ def batch_loss(
     penalty_share: float = 1.0,
     target: Float[Tensor, "token d_model"] | None = None,
     prefixes: Sequence[int] = (),
+    sparsity: AnySparsity | None = None,
 ) -> BatchLoss:
     """Reconstruction, sparsity penalty and dead-feature loss of a batch of raw activations.
 
     ``penalty_share`` scales the sparsity penalty, for its warm-up. ``target`` are the raw
-    activations that a transcoder must give. ``prefixes`` are this batch's nested prefixes, in place
-    of the SAE's own.
+    activations that a transcoder must give. ``prefixes`` and ``sparsity`` are those of this batch,
+    in place of the SAE's own.
 
     Raises:
         ConfigError: when a transcoder gets no target, or another SAE gets one.
     """
+    sparsity = sae.config.sparsity if sparsity is None else sparsity
     x_normal = sae.normalise(x)
     wanted = x_normal if target is None else sae.normalise_target(target)
     _check_target(sae, target)
     centred = sae.centre(x_normal).detach()
     with torch.no_grad():
-        entries = _candidates(sae, linear(centred, sae.W_enc, sae.b_enc))
+        entries = _candidates(sae, sparsity, linear(centred, sae.W_enc, sae.b_enc))
     lists = FeatureLists(entries)
     b_dec = torch.zeros_like(sae.b_dec) if sae.config.transcoder else sae.b_dec
     pre = active_values(centred, sae.W_enc, sae.b_enc, b_dec, lists)
-    active = _activate(sae, pre, entries)
+    active = _activate(sae, sparsity, pre, entries)
     bounds = prefixes or sae.config.prefixes or (sae.n_features,)
     rebuilt = nested_decode(active.values, sae.W_dec, sae.b_dec, lists, bounds)
     nested = mse_loss(rebuilt, wanted.expand_as(rebuilt))
@@ -110,16 +112,19 @@ class _Active(NamedTuple):
     """The active entries, without gradient."""
 
 
-def _candidates(sae: SAE, pre: Float[Tensor, "token feature"]) -> SparseCodes:
+def _candidates(
+    sae: SAE, sparsity: AnySparsity, pre: Float[Tensor, "token feature"]
+) -> SparseCodes:
     """The entries of a training batch that the loss needs, with their pre-activations."""
-    sparsity = sae.config.sparsity
     if isinstance(sparsity, LearnedSparsity):
         return sparsity.candidates(pre, sae.vectors)
     return sparsity.select(pre)
 
 
-def _activate(sae: SAE, pre: Float[Tensor, " entry"], entries: SparseCodes) -> _Active:
-    sparsity, n_tokens = sae.config.sparsity, entries.n_tokens
+def _activate(
+    sae: SAE, sparsity: AnySparsity, pre: Float[Tensor, " entry"], entries: SparseCodes
+) -> _Active:
+    n_tokens = entries.n_tokens
     # index_select, not indexing: the sums of its gradient have a fixed order
     norms = sae.W_dec.norm(dim=1).index_select(0, entries.features)
     if not isinstance(sparsity, LearnedSparsity):

@@ -3,20 +3,24 @@
 import dataclasses
 import math
 from pathlib import PurePath
-from typing import Literal
+from typing import Any, Literal
 
 from visae.activations.token_filter import TokenFilter
 from visae.errors import ConfigError
 from visae.models.layout import TokenPolicy
 from visae.saes.config import ArchetypesConfig, SAEConfig
+from visae.saes.kernels.choice import EngineName
 from visae.saes.learned import AnySparsity
 from visae.saes.prefixes import matryoshka_prefixes
 from visae.saes.sparsity import BatchTopK
+from visae.storage.records import to_plain
+from visae.training.schedules import KSchedule, PenaltySchedule, RateSchedule
 
 __all__ = ["Control", "RunConfig", "TrainConfig"]
 
 _LONG_RUN_STEPS = 20_000
 _MOST_HASTE = 16.0
+_SHAPELESS = ("log_steps", "checkpoint_seconds", "checkpoint_tokens", "engine", "device")
 
 Control = Literal["none", "untrained", "frozen-decoder", "frozen-encoder", "random-activations"]
 
@@ -159,10 +163,14 @@ class TrainConfig:
     """Seed of the order of the tokens."""
     buffer_bytes: int = 2**30
     """Memory for the loader's mixing buffer."""
-    warmup_steps: int | None = None
-    """Steps of linear warm-up; without it, 1 000 or 5 % of the run, whichever is less."""
-    decay_share: float = 0.2
-    """Share of the run, at its end, over which the learning rate falls to zero."""
+    rate_schedule: RateSchedule = dataclasses.field(default_factory=RateSchedule)
+    """How the learning rate rises and falls."""
+    penalty_schedule: PenaltySchedule = dataclasses.field(default_factory=PenaltySchedule)
+    """How the sparsity penalty rises."""
+    k_schedule: KSchedule = dataclasses.field(default_factory=KSchedule)
+    """How k falls to its own value."""
+    average_decay: float | None = None
+    """Keep the exponential mean of the weights, of this decay (0.999 is usual), not the last."""
     clip_norm: float = 1.0
     """Largest gradient norm."""
     auxk_alpha: float = 1 / 32
@@ -173,6 +181,12 @@ class TrainConfig:
     """Steps between lines of ``metrics.jsonl``."""
     checkpoint_seconds: float = 120.0
     """Seconds between the points from which an interrupted run resumes."""
+    checkpoint_tokens: int | None = None
+    """Tokens between such points, whatever time has passed; without it, seconds alone count."""
+    engine: EngineName = "auto"
+    """What trains: ``reference`` (dense autograd), or a back end of the sparse engine."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1 …"""
 
     def __post_init__(self) -> None:
         if min(self.n_tokens, self.batch_size, self.log_steps) < 1:
@@ -186,11 +200,17 @@ class TrainConfig:
                 f"n_tokens {self.n_tokens} is less than one batch of {self.batch_size}",
                 fix="Train on more tokens or with smaller batches",
             )
-        if not 0 <= self.decay_share <= 1:
-            raise ConfigError(f"decay_share is {self.decay_share}", fix="Give a share in [0, 1]")
         if not self.clip_norm > 0:
             raise ConfigError(f"clip_norm is {self.clip_norm}", fix="Give a number above zero")
-        for name in ("auxk_alpha", "warmup_steps", "n_dead_tokens", "checkpoint_seconds"):
+        if self.average_decay is not None and not 0 < self.average_decay < 1:
+            raise ConfigError(
+                f"average_decay is {self.average_decay}", fix="Give a number between 0 and 1"
+            )
+        if self.checkpoint_tokens is not None and self.checkpoint_tokens < 1:
+            raise ConfigError(
+                f"checkpoint_tokens is {self.checkpoint_tokens}", fix="Give a number above zero"
+            )
+        for name in ("auxk_alpha", "n_dead_tokens", "checkpoint_seconds"):
             value = getattr(self, name)
             if value is not None and not value >= 0:
                 raise ConfigError(f"{name} is {value}", fix="Give zero or more")
@@ -207,16 +227,8 @@ class TrainConfig:
             return self.n_dead_tokens
         return min(10_000_000, max(1, self.n_tokens // 10))
 
-    def rate_factor(self, step: int) -> float:
-        """Learning rate of a step (from 0) as a share of its peak: warm-up, flat, decay."""
-        warmup = self.warmup_steps
-        if warmup is None:
-            warmup = min(1000, self.n_steps // 20)
-        rise = min(1.0, (step + 1) / (warmup + 1))
-        decay_steps = max(1, round(self.n_steps * self.decay_share))
-        fall = min(1.0, (self.n_steps - step) / decay_steps)
-        return rise * fall
-
-    def penalty_share(self, step: int) -> float:
-        """The sparsity penalty's weight at a step (from 0): it rises over the first 5 %."""
-        return min(1.0, (step + 1) / max(1, self.n_steps // 20))
+    @property
+    def shape(self) -> dict[str, Any]:
+        """The settings that shape the SAEs: all but what is seen, kept and computed on."""
+        settings: dict[str, Any] = to_plain(self)
+        return {name: value for name, value in settings.items() if name not in _SHAPELESS}

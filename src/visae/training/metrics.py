@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from visae.errors import CheckpointError
 from visae.storage.atomic import disk_errors, write_text
@@ -10,14 +11,14 @@ from visae.storage.atomic import disk_errors, write_text
 __all__ = ["append_metrics", "cut_metrics", "read_metrics"]
 
 
-def append_metrics(folder: Path, figures: Mapping[str, float]) -> None:
+def append_metrics(folder: Path, figures: Mapping[str, float | str]) -> None:
     """Add one line."""
     path = folder / "metrics.jsonl"
     with disk_errors(path), path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(dict(figures)) + "\n")
 
 
-def read_metrics(folder: Path) -> list[dict[str, float]]:
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """Every whole line; a last line cut short by a kill is left out.
 
     Raises:
