@@ -28,12 +28,13 @@ def even_order(
     n = len(positions)
     shuffled = positions[torch.randperm(n, generator=generator)].repeat(2)
     offsets = torch.randperm(n_images, generator=generator) % max(1, n)
-    images = torch.randperm(n_images, generator=generator)
-    order = torch.empty((n, n_images), dtype=torch.int64)
+    stirred = torch.randperm(n_images, generator=generator)
+    images = torch.empty((n, n_images), dtype=torch.int64)
     for number in range(n):
-        torch.add(shuffled[offsets[images] + number], images, alpha=stride, out=order[number])
-        _stir(images, number, generator)
-    return order.flatten()
+        images[number] = stirred
+        _stir(stirred, number, generator)
+    rounds = offsets[images].add_(torch.arange(n)[:, None])
+    return images.mul_(stride).add_(shuffled[rounds]).flatten()
 
 
 def _stir(images: Int64[Tensor, " image"], number: int, generator: torch.Generator) -> None:
