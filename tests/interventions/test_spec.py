@@ -132,6 +132,16 @@ def test_a_written_spec_holds_no_absolute_path_of_a_workspace(tmp_path):
     assert read_spec(tmp_path / "experiments" / "again" / "spec.toml") == spec
 
 
+def test_an_sae_of_the_model_hub_stays_there(tmp_path):
+    text = MINIMAL.replace("../saes/first", "hf://ada/saes/first@v1.0")
+    spec = read_spec(write(tmp_path, text))
+    assert spec.store == (tmp_path.parent / "activations" / "photos").resolve()
+    write_spec(spec, tmp_path / "deep" / "again.toml")
+    written = tomllib.loads((tmp_path / "deep" / "again.toml").read_text())
+    assert written["sae"] == "hf://ada/saes/first@v1.0"
+    assert read_spec(tmp_path / "deep" / "again.toml") == spec
+
+
 def test_paths_are_relative_to_the_file(tmp_path, monkeypatch):
     path = write(tmp_path / "a" / "b")
     elsewhere = tmp_path / "elsewhere"

@@ -9,6 +9,7 @@ import tyro
 from visae.cli.output import Screen
 from visae.cli.slurm import LongVerb
 from visae.errors import ConfigError
+from visae.storage.hub_path import is_hub_path
 
 __all__ = ["EvaluateCommand", "IndexCommand", "InterveneCommand"]
 
@@ -17,8 +18,8 @@ __all__ = ["EvaluateCommand", "IndexCommand", "InterveneCommand"]
 class EvaluateCommand(LongVerb):
     """Evaluate SAEs beside their nulls: SAEs, a store, labels → a report card."""
 
-    sae: tuple[Path, ...]
-    """Folder of the SAE; of several, the others measure the first one's stability."""
+    sae: tuple[str, ...]
+    """Folder of the SAE or hf://…; of several, the others measure the first one's stability."""
     store: Path
     """Folder of the store."""
     out: Path | None = None
@@ -38,8 +39,7 @@ class EvaluateCommand(LongVerb):
         from visae.models.loading import load_model
         from visae.saes.checkpoint import load_sae
 
-        if not self.sae:
-            raise ConfigError("No SAE is given", where="--sae", fix="Give one folder or more")
+        folder = self._card_folder()
         store, model, source = open_store(self.store), None, None
         if self.fidelity:
             if not isinstance(store, ActivationStore):
@@ -55,23 +55,34 @@ class EvaluateCommand(LongVerb):
             others=[load_sae(folder) for folder in self.sae[1:]],
             progress=screen.progress,
         )
-        folder = self.out or self.sae[0]
         card.write(folder)
         screen.say(card.table())
         screen.say(f"Report card: {folder / 'report_card.json'}")
-        name = self.sae[0].resolve().name
+        beside = folder if is_hub_path(self.sae[0]) else Path(self.sae[0])
         screen.say(
             f"Next: visae index --sae {self.sae[0]} --store {self.store} --side discovery "
-            f"--out {self.sae[0].parent.parent / 'features' / name}@{self.store.resolve().name}"
+            f"--out {beside.parent.parent / 'features' / card.sae}@{self.store.resolve().name}"
         )
+
+    def _card_folder(self) -> Path:
+        """Where the report card goes: to the SAE, unless its folder is the hub's."""
+        if not self.sae:
+            raise ConfigError("No SAE is given", where="--sae", fix="Give one folder or more")
+        if self.out is None and is_hub_path(self.sae[0]):
+            raise ConfigError(
+                "The report card of an SAE of the model hub needs a folder",
+                where=self.sae[0],
+                fix="Name one with --out",
+            )
+        return self.out or Path(self.sae[0])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class IndexCommand(LongVerb):
     """Index an SAE's features: an SAE, a store, the images → a feature index."""
 
-    sae: Path
-    """Folder of the SAE."""
+    sae: str
+    """Folder of the SAE, or hf://owner/repository/folder."""
     store: Path
     """Folder of the store."""
     out: Path

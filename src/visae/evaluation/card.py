@@ -40,6 +40,7 @@ from visae.models.layout import TokenPolicy
 from visae.models.protocol import VisionModel
 from visae.progress import Progress, ProgressCallback, silent
 from visae.saes.checkpoint import SAERecord, load_sae, read_sae_record
+from visae.saes.hub import find_sae
 from visae.saes.matching import require_match
 from visae.saes.sae import SAE
 from visae.statistics.resampling import Resampling, plan_resampling
@@ -154,7 +155,7 @@ def read_card(folder: Path) -> ReportCard:
 
 
 def evaluate(
-    sae: Path,
+    sae: str | Path,
     store: StoredTokens,
     *,
     config: EvaluateConfig | None = None,
@@ -169,7 +170,7 @@ def evaluate(
     Metrics that lack what they need (labels, another SAE, the model) say so in place of a number.
 
     Args:
-        sae: Folder of the SAE.
+        sae: Folder of the SAE, or its place on the model hub (``hf://…``).
         store: Activations of its model, at its site.
         config: Settings, or the defaults.
         model: The model that was recorded, to splice reconstructions in.
@@ -183,11 +184,12 @@ def evaluate(
         ModelError: when ``model`` is not the one that was recorded.
     """
     settings = config or EvaluateConfig()
-    record = read_sae_record(sae)
+    found = find_sae(sae)
+    record = read_sae_record(found.folder)
     site = require_match(record, store)
     tokens = EvaluatedTokens(store, site, record.provenance.tokens)
     labelled = label_images(store.images, settings)
-    saes, measured = _measure_all(load_sae(sae), tokens, labelled, settings, progress)
+    saes, measured = _measure_all(load_sae(found.folder), tokens, labelled, settings, progress)
     probes = {
         name: class_probe(each.image_codes, labelled)
         for name, each in measured.items()
@@ -214,7 +216,7 @@ def evaluate(
     card = _card(record, tokens, measured[_OWN], settings)
     return dataclasses.replace(
         card,
-        sae=Path(sae).resolve().name,
+        sae=found.name,
         rows=rows,
         classes=_class_scores(probes[_OWN], settings) if probes else (),
     )

@@ -33,6 +33,7 @@ from visae.images.source import ImageSource
 from visae.progress import Progress, ProgressCallback, silent
 from visae.saes.checkpoint import load_sae, read_sae_record
 from visae.saes.codes import SparseCodes
+from visae.saes.hub import FoundSAE, find_sae
 from visae.saes.matching import require_match
 from visae.saes.sae import SAE
 from visae.storage.atomic import disk_errors, remove_leftovers
@@ -65,7 +66,7 @@ class _Work:
 
 
 def build_index(
-    sae_folder: Path,
+    sae_folder: str | Path,
     store: ActivationStore,
     out: Path,
     *,
@@ -78,7 +79,8 @@ def build_index(
     """Write, or complete, in folder ``out`` the index of an SAE's features on a store's images.
 
     Args:
-        sae_folder: Checkpoint of the SAE; its own sparsity kinds, if any, are given in ``kinds``.
+        sae_folder: Checkpoint of the SAE, here or on the model hub (``hf://…``); its own sparsity
+            kinds, if any, are given in ``kinds``.
         store: Activations of the same model at the SAE's site; not necessarily those it learned
             from.
         out: Folder of the index.
@@ -96,13 +98,14 @@ def build_index(
             process, or the disk is full.
     """
     out = Path(out)
-    work = _prepare(Path(sae_folder), store, out, config, progress)
+    found_sae = find_sae(sae_folder)
+    work = _prepare(found_sae, store, out, config, progress)
     with exclusive(out):
         found = _begin(out, work.plan)
         if found.complete and not _missing_parts(work, found):
             return FeatureIndex(out)
         source = _open_source(store, images)
-        sae = load_sae(sae_folder, kinds=kinds, device=device)
+        sae = load_sae(found_sae.folder, kinds=kinds, device=device)
         write_record(out / "index.json", work.plan)
         remove_leftovers(out)
         shards = _encode(work, sae)
@@ -114,7 +117,7 @@ def build_index(
 
 
 def _prepare(
-    sae_folder: Path,
+    found: FoundSAE,
     store: ActivationStore,
     out: Path,
     config: IndexConfig,
@@ -124,11 +127,11 @@ def _prepare(
     indexed = _indexed_images(store, config)
     rows = indexed.nonzero().flatten().tolist()
     images = store.images.take(rows)
-    sae = read_sae_record(sae_folder)
+    sae = read_sae_record(found.folder)
     plan = IndexRecord(
         visae_version=visae.__version__,
-        sae=portable(sae_folder, out),
-        sae_name=sae_folder.resolve().name,
+        sae=found.portable(out),
+        sae_name=found.name,
         sae_sha256=sae.weights.sha256,
         store=portable(store.folder, out),
         store_digest=store.digest,

@@ -31,6 +31,7 @@ from visae.interventions.tasks import LinearProbe
 from visae.models.protocol import VisionModel
 from visae.progress import ProgressCallback, silent
 from visae.saes.checkpoint import SAERecord, load_sae, read_sae_record
+from visae.saes.hub import find_sae
 from visae.saes.matching import require_match
 from visae.saes.sae import SAE
 from visae.storage.locks import exclusive
@@ -108,12 +109,13 @@ def prepare_experiment(
     Raises:
         ExperimentError: as ``run_experiment``.
     """
-    store, record = ActivationStore(spec.store), read_sae_record(spec.sae)
+    sae_folder = find_sae(spec.sae).folder
+    store, record = ActivationStore(spec.store), read_sae_record(sae_folder)
     site = require_match(record, store)
     _require_model(model, store)
     scope_tokens(model.layout(site), spec.edit.scope)
     images = divide_images(store.images, spec.split, spec.outcome)
-    sae = load_sae(spec.sae, device=device)
+    sae = load_sae(sae_folder, device=device)
     profiles, selection = _choose(spec, record, store, sae, images.discovery, progress)
     families = control_families(
         sae, profiles, selection.feature, spec.controls, seed=spec.statistics.seed

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from visae.errors import ConfigError, ExperimentError
 from visae.interventions.verdict import Prediction
 from visae.storage.hashing import hash_json
+from visae.storage.hub_path import HubPath, is_hub_path
 from visae.storage.records import from_plain, read_toml, to_plain
 
 __all__ = [
@@ -209,7 +210,7 @@ class ExperimentSpec:
     hypothesis: str
     """The claim, as a sentence."""
     sae: Path
-    """Folder of the SAE."""
+    """Folder of the SAE, or its place on the model hub: ``hf://owner/repository/folder``."""
     store: Path
     """Folder of the activation store with the images and their labels."""
     selection: BestForClass | FixedFeature
@@ -237,7 +238,7 @@ class ExperimentSpec:
 
 
 def read_spec(path: Path) -> ExperimentSpec:
-    """Read a spec; its paths become absolute.
+    """Read a spec; its paths become absolute, except a place on the model hub.
 
     Raises:
         ConfigError: when the file is missing or not TOML.
@@ -262,7 +263,10 @@ def write_spec(spec: ExperimentSpec, path: Path) -> None:
 
     folder = Path(path).parent.resolve()
     relative = _map_paths(spec, lambda p: Path(os.path.relpath(Path(p).resolve(), folder)))
-    write_text(Path(path), tomli_w.dumps(_without_none(to_plain(relative))))
+    plain = _without_none(to_plain(relative))
+    if is_hub_path(spec.sae):
+        plain["sae"] = str(HubPath.parse(spec.sae, error=ExperimentError))
+    write_text(Path(path), tomli_w.dumps(plain))
 
 
 def spec_settings(spec: ExperimentSpec, *, sae_sha256: str, store_digest: str) -> dict[str, Any]:
@@ -291,9 +295,8 @@ def _map_paths(spec: ExperimentSpec, change: Callable[[Path], Path]) -> Experime
     selection = spec.selection
     if isinstance(selection, FixedFeature) and selection.chosen_from is not None:
         selection = dataclasses.replace(selection, chosen_from=change(selection.chosen_from))
-    return dataclasses.replace(
-        spec, sae=change(spec.sae), store=change(spec.store), selection=selection
-    )
+    sae = spec.sae if is_hub_path(spec.sae) else change(spec.sae)
+    return dataclasses.replace(spec, sae=sae, store=change(spec.store), selection=selection)
 
 
 def _without_none(value: Any) -> Any:

@@ -16,6 +16,7 @@ from visae.interventions.verification import verify_experiment
 from visae.reports.finding import Finding
 from visae.reports.store_check import check_store
 from visae.saes.checkpoint import load_sae, read_sae_record
+from visae.saes.hub import find_sae
 from visae.storage.portable import resolve_portable
 
 __all__ = ["examine", "examine_installation"]
@@ -32,10 +33,13 @@ _EXTRAS = {
 def examine(path: Path) -> list[Finding]:
     """Check a store, SAE, index or experiment, or every one of them below a folder.
 
+    The path may be an SAE of the model hub.
+
     Raises:
+        CheckpointError: when an SAE of the hub cannot be fetched.
         StoreError: when there is nothing of visae's at or below the path.
     """
-    path = Path(path)
+    path = find_sae(path).folder
     checks = {
         "sae.json": _check_sae,
         "index.json": _check_index,

@@ -27,6 +27,7 @@ from visae.reports.figures import heat_overlay
 from visae.reports.page import picture_uri, svg_markup, write_page
 from visae.reports.wording import estimated, fixed, number, percent, plural
 from visae.saes.checkpoint import load_sae, read_sae_record
+from visae.saes.hub import find_sae
 from visae.statistics.estimates import Estimate
 from visae.storage.records import read_record
 
@@ -220,7 +221,7 @@ def _images(
     source: ImageSource,
 ) -> list[_Shown]:
     """The images with the feature's heat map before the edit."""
-    sae_folder = read_spec(folder / "spec.toml").sae
+    sae_folder = find_sae(read_spec(folder / "spec.toml").sae).folder
     sae, site = load_sae(sae_folder), read_sae_record(sae_folder).provenance.site
     layout = store.site(site).layout
     shown = []

@@ -21,6 +21,7 @@ from visae.reports.figures import overview_sheet
 from visae.reports.index_page import chosen_features, write_index_report
 from visae.reports.page import write_page
 from visae.saes.checkpoint import SAERecord, read_sae_record
+from visae.saes.hub import find_sae
 from visae.storage.atomic import atomic_path
 
 __all__ = ["write_report"]
@@ -64,7 +65,7 @@ def write_report(
     """Write static HTML about a workspace, feature index, experiment or SAE, and give its page.
 
     Args:
-        path: What to report on.
+        path: What to report on; an SAE may be one of the model hub.
         out: Folder of the report.
         images: Where the pictures are, if they moved since they were recorded.
         progress: Told of every feature's page.
@@ -73,7 +74,7 @@ def write_report(
         ConfigError: when there is nothing at ``path`` to report on.
         VisaeError: when a part is damaged.
     """
-    path, out = Path(path), Path(out)
+    path, out = find_sae(path).folder, Path(out)
     if (path / "index.json").is_file():
         return write_index_report(FeatureIndex(path), out, progress=progress)
     if (path / "result.json").is_file():
