@@ -11,9 +11,10 @@ precision. Prints Markdown for RESULTS.md. Peak memory is that of a fresh proces
 import argparse
 import itertools
 import multiprocessing
-import resource
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -172,17 +173,25 @@ def peak(case: Case, options: argparse.Namespace) -> float:
         torch.cuda.reset_peak_memory_stats()
         step_of(case, options)()
         return torch.cuda.max_memory_allocated() / 1e6
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(child_peak, (case, options))
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        return pool.submit(child_peak, case, options).result()
 
 
 def child_peak(case: Case, options: argparse.Namespace) -> float:
     torch.set_num_threads(options.threads)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = resident("VmRSS")
     step = step_of(case, options)
+    step()  # compiles
+    Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
     step()
-    step()
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    return resident("VmHWM") - before
+
+
+def resident(name: str) -> float:
+    """Megabytes of memory that this process holds, or held at most."""
+    status = Path("/proc/self/status").read_text()
+    return float(status.partition(f"{name}:")[2].split()[0]) / 1e3
 
 
 if __name__ == "__main__":
