@@ -51,10 +51,10 @@ def test_one_seed_gives_one_start_and_another_other_centroids():
 def test_what_leaves_the_bounds_is_brought_back():
     archetypes, _ = started(delta=0.5)
     with torch.no_grad():
-        archetypes.mixture += torch.randn(
-            archetypes.mixture.shape, generator=torch.Generator().manual_seed(0)
+        archetypes.weights += torch.randn(
+            archetypes.weights.shape, generator=torch.Generator().manual_seed(0)
         )
-        archetypes.mixture[3] = -1.0
+        archetypes.weights[3] = -1.0
         archetypes.offset += 1.0
         archetypes.offset[4] = 0.01
     archetypes.hold()
@@ -80,3 +80,16 @@ def test_too_few_tokens_are_refused():
     archetypes = Archetypes(ArchetypesConfig(n_centroids=8), n_features=4, d_model=D_MODEL)
     with pytest.raises(ConfigError, match=r"8 centroids cannot be found in 5 tokens.*at most"):
         archetypes.start(tokens(10)[0], seed=0)
+
+
+@pytest.mark.parametrize(("n_centroids", "share"), [(8, 1.0), (32, 1.0), (64, 0.5), (128, 0.25)])
+def test_more_centroids_learn_their_shares_more_slowly(n_centroids, share):
+    """Adam's first step moves each weight by the rate, whatever its gradient."""
+    archetypes, _ = started(n_centroids=n_centroids)
+    torch.testing.assert_close(archetypes.mixture.sum(1), torch.ones(N_FEATURES))
+    before = archetypes.mixture.detach()
+    optimiser = torch.optim.Adam([archetypes.weights], lr=1e-3)
+    torch.autograd.backward(archetypes.rows().sum())
+    optimiser.step()
+    moved = (archetypes.mixture.detach() - before).abs()
+    assert float(moved.median()) == pytest.approx(1e-3 * share, rel=1e-2)

@@ -18,6 +18,7 @@ from visae.saes.config import ArchetypesConfig
 __all__ = ["Archetypes"]
 
 _MAIN_SHARE = 0.8
+_FULL_RATE_CENTROIDS = 32
 
 
 class Archetypes(nn.Module):
@@ -32,8 +33,23 @@ class Archetypes(nn.Module):
         self.config = config
         self.centroids: Tensor
         self.register_buffer("centroids", torch.zeros(config.n_centroids, d_model))
-        self.mixture = nn.Parameter(torch.zeros(n_features, config.n_centroids))
+        self.weights = nn.Parameter(torch.zeros(n_features, config.n_centroids))
         self.offset = nn.Parameter(torch.zeros(n_features, d_model))
+
+    @property
+    def rate_share(self) -> float:
+        """The share of the learning rate at which A learns: 32 / n_centroids, at most 1.
+
+        Adam moves every one of a row's n_centroids shares by the learning rate, and they sum to
+        one: at the full rate each step would overwrite the row. So A is the learned weights times
+        this.
+        """
+        return min(1.0, _FULL_RATE_CENTROIDS / self.config.n_centroids)
+
+    @property
+    def mixture(self) -> Float[Tensor, "feature centroid"]:
+        """A, with gradients."""
+        return self.weights * self.rate_share
 
     @torch.no_grad()
     def start(self, x_normal: Float[Tensor, "token d_model"], *, seed: int) -> None:
@@ -52,14 +68,14 @@ class Archetypes(nn.Module):
                 fix=f"Give at most n_centroids {len(half)}, or larger batches",
             )
         self.centroids.copy_(_centroids(x_normal[half.to(x_normal.device)], n_centroids, seed))
-        n_features = self.mixture.shape[0]
+        n_features = self.weights.shape[0]
         main = torch.arange(n_features) % n_centroids
         other = torch.randint(n_centroids, (n_features,), generator=generator)
         rows = torch.arange(n_features)
         start = torch.zeros(n_features, n_centroids)
         start[rows, main] += _MAIN_SHARE
         start[rows, other] += 1 - _MAIN_SHARE
-        self.mixture.copy_(start)
+        self.weights.copy_(start / self.rate_share)
         self.offset.zero_()
 
     def rows(self) -> Float[Tensor, "feature d_model"]:
@@ -73,11 +89,10 @@ class Archetypes(nn.Module):
         Negative shares become zero and rows are divided by their sum; a row that has nothing left
         gets equal shares. Offsets that are too long are shortened to δ.
         """
-        self.mixture.relu_()
-        total = self.mixture.sum(dim=1, keepdim=True)
-        self.mixture.copy_(
-            torch.where(total > 0, self.mixture / total, 1 / self.config.n_centroids)
-        )
+        shares = self.mixture.relu()
+        total = shares.sum(dim=1, keepdim=True)
+        shares = torch.where(total > 0, shares / total, 1 / self.config.n_centroids)
+        self.weights.copy_(shares / self.rate_share)
         length = self.offset.norm(dim=1, keepdim=True).clamp_min(1e-12)
         self.offset.mul_((self.config.delta / length).clamp(max=1.0))
 
