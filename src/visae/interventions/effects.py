@@ -167,7 +167,7 @@ def _pushed_logits(
     n_directions = directions.shape[0]
     pairs = torch.arange(len(images) * n_directions, device=images.device)
     parts = [trace.output.tokens.new_zeros(0, len(lab.task.classes))]
-    for some in torch.split(pairs, _PUSHES_AT_ONCE):
+    for some in filter(len, torch.split(pairs, _PUSHES_AT_ONCE)):  # of no pairs: one part of none
         copies = take(trace, lab.site, images[some // n_directions])
         amounts = push.amounts[images[some // n_directions]]
         along = directions[some % n_directions].unsqueeze(1)
