@@ -63,6 +63,8 @@ class Provenance:
     """Seed of its initialisation."""
     control: str
     """``none``, or which kind of control it is."""
+    engine: str = "reference"
+    """What computed the last steps of its training; ``none`` for a control that never learned."""
     recipe: dict[str, Any]
     """Every setting of the training run."""
 

@@ -161,8 +161,8 @@ class TrainConfig:
     """Which of these tokens."""
     data_seed: int = 0
     """Seed of the order of the tokens."""
-    buffer_bytes: int = 2**30
-    """Memory for the loader's mixing buffer."""
+    buffer_bytes: int | None = None
+    """Memory for the loader's mixing buffer; None: what the batch size needs to mix well."""
     rate_schedule: RateSchedule = dataclasses.field(default_factory=RateSchedule)
     """How the learning rate rises and falls."""
     penalty_schedule: PenaltySchedule = dataclasses.field(default_factory=PenaltySchedule)

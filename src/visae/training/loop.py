@@ -130,14 +130,14 @@ def _save(group: Group) -> None:
         save_sae(
             trainee.result,
             job.folder,
-            provenance=_provenance(group, job),
+            provenance=_provenance(group, job, trainee.engine),
             reference=reference[job.site],
             metrics={name: float(last[name]) for name in _FINAL_FIGURES if name in last},
         )
         remove_points(job.folder)
 
 
-def _provenance(group: Group, job: Job) -> Provenance:
+def _provenance(group: Group, job: Job, engine: str) -> Provenance:
     stream, config = group.stream, group.config
     return Provenance(
         model=stream.model,
@@ -151,5 +151,6 @@ def _provenance(group: Group, job: Job) -> Provenance:
         n_tokens=config.n_steps * config.batch_size if job.run.learns else 0,
         seed=job.run.seed,
         control=job.run.control,
+        engine=engine,
         recipe=job.recipe,
     )
