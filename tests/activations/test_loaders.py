@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from visae.activations.loaders import ShuffledTokens
-from visae.activations.mixing_buffer import LoaderState
+from visae.activations.mixing_buffer import LoaderState, default_buffer_bytes
 from visae.activations.stream import TokenStream
 from visae.errors import ModelError, StoreError
 
@@ -145,6 +145,19 @@ def test_a_store_with_empty_shards_is_loaded(tmp_path, numbered_images, table_mo
     assert made.n_images_in_shard(1) == 0
     images = {image for image, _ in drawn(loader(made, 4), 34 * 6)}
     assert images == set(range(N_IMAGES)) - set(range(16, 32))
+
+
+def test_the_default_buffer_has_an_image_in_each_half_for_each_token_of_a_batch():
+    of_vit_b = 197 * 768 * 2
+    assert default_buffer_bytes(4096, of_vit_b) // 2 // of_vit_b == 4096
+    assert default_buffer_bytes(16, of_vit_b) == 2**30
+    assert default_buffer_bytes(2**20, of_vit_b) == 2**32
+
+
+def test_a_loader_without_a_buffer_size_gives_the_order_of_the_default_one(store):
+    default = ShuffledTokens(store, SITE, batch_size=20)
+    given = ShuffledTokens(store, SITE, batch_size=20, buffer_bytes=2**30)
+    assert drawn(default, 200) == drawn(given, 200)
 
 
 # The order

@@ -50,6 +50,7 @@ class LiveTokens:
         tokens: Which tokens of each image.
         batch_size: Tokens in a batch.
         buffer_bytes: Memory for mixing. Where all tokens fit, the model runs once on each image.
+            Without it, what the batch size needs to mix well, within 1 and 4 GiB.
         seed: Fixes the order.
         images_per_forward: Images that the model sees at a time.
         workers: Processes that read images; 0 for threads of this process.
@@ -69,7 +70,7 @@ class LiveTokens:
         *sites: str,
         tokens: TokenPolicy = "patches",
         batch_size: int,
-        buffer_bytes: int = 2**30,
+        buffer_bytes: int | None = None,
         seed: int = 0,
         images_per_forward: int = 32,
         workers: int = 0,

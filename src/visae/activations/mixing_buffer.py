@@ -22,9 +22,10 @@ from visae.activations.mixing import seeded
 from visae.activations.selection import Selection
 from visae.errors import StoreError
 
-__all__ = ["LoaderState", "MixedTokens"]
+__all__ = ["LoaderState", "MixedTokens", "default_buffer_bytes"]
 
 _FEWEST_RUNS = 8
+_SMALLEST_DEFAULT, _LARGEST_DEFAULT = 2**30, 4 * 2**30
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,7 +69,7 @@ class MixedTokens:
         filler: Where tokens come from.
         selection: Which of them.
         batch_size: Tokens in a batch.
-        buffer_bytes: Memory for the buffer.
+        buffer_bytes: Memory for the buffer; None: ``default_buffer_bytes``.
         seed: Fixes the order.
 
     Raises:
@@ -81,7 +82,7 @@ class MixedTokens:
         selection: Selection,
         *,
         batch_size: int,
-        buffer_bytes: int,
+        buffer_bytes: int | None,
         seed: int,
     ) -> None:
         self._filler, self._selection = filler, selection
@@ -89,6 +90,8 @@ class MixedTokens:
         self._per_image = filler.positions.stop - filler.positions.start
         n_images = len(selection.images)
         image_bytes = self._per_image * sum(filler.widths.values()) * filler.dtype.itemsize
+        if buffer_bytes is None:
+            buffer_bytes = default_buffer_bytes(batch_size, image_bytes)
         n_fitting = buffer_bytes // image_bytes
         self._n_halves = 1 if n_images <= n_fitting else 2
         self._capacity = min(n_images, n_fitting) if self._n_halves == 1 else n_fitting // 2
@@ -199,3 +202,11 @@ class MixedTokens:
                 fix=f"Give a buffer of {-(-needed // 2**20)} MiB with --buffer-mb, or a smaller "
                 "--batch-size",
             )
+
+
+def default_buffer_bytes(batch_size: int, image_bytes: int) -> int:
+    """So much that half of it holds an image for each token of a batch, within 1 and 4 GiB.
+
+    Batches are then as mixed as if they were drawn from all images at random.
+    """
+    return min(_LARGEST_DEFAULT, max(_SMALLEST_DEFAULT, 2 * batch_size * image_bytes))

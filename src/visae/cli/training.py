@@ -74,8 +74,8 @@ class TrainCommand(LongVerb):
     """Weight of the dead features' loss; 0 turns it off."""
     data_seed: int = 0
     """Seed of the order of the tokens."""
-    buffer_mb: int = 1024
-    """Memory for mixing tokens, in MiB."""
+    buffer_mb: int | None = None
+    """Memory for mixing tokens, in MiB; without it, what the batch size needs, 1 to 4 GiB."""
 
     def run(self, screen: Screen) -> None:
         """Train, and say how it went."""
@@ -205,5 +205,5 @@ class TrainCommand(LongVerb):
             where=self.where.token_filter(),
             auxk_alpha=self.auxk_alpha,
             data_seed=self.data_seed,
-            buffer_bytes=self.buffer_mb * 2**20,
+            buffer_bytes=None if self.buffer_mb is None else self.buffer_mb * 2**20,
         )
