@@ -15,12 +15,16 @@ from visae.saes.prefixes import matryoshka_prefixes
 from visae.saes.sparsity import BatchTopK
 from visae.storage.records import to_plain
 from visae.training.schedules import KSchedule, PenaltySchedule, RateSchedule
+from visae.training.tracking import TrackerName
 
 __all__ = ["Control", "RunConfig", "TrainConfig"]
 
 _LONG_RUN_STEPS = 20_000
 _MOST_HASTE = 16.0
-_SHAPELESS = ("log_steps", "checkpoint_seconds", "checkpoint_tokens", "engine", "device")
+_SHAPELESS = (
+    *("log_steps", "checkpoint_seconds", "checkpoint_tokens"),
+    *("engine", "device", "track"),
+)
 
 Control = Literal["none", "untrained", "frozen-decoder", "frozen-encoder", "random-activations"]
 
@@ -187,6 +191,8 @@ class TrainConfig:
     """What trains: ``reference`` (dense autograd), or a back end of the sparse engine."""
     device: str = "auto"
     """cpu, cuda, cuda:1 …"""
+    track: TrackerName | None = None
+    """Send the figures there too."""
 
     def __post_init__(self) -> None:
         if min(self.n_tokens, self.batch_size, self.log_steps) < 1:

@@ -1,29 +1,50 @@
-"""What a group's steps have shown, written down: ``metrics.jsonl``, progress, rates and waits."""
+"""What a group's steps have shown, written down: ``metrics.jsonl``, trackers, progress, rates."""
 
+import contextlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import TracebackType
 
 from torch import Tensor
 
 from visae.activations.filling import TokenBatch
 from visae.progress import Progress, ProgressCallback
 from visae.saes.losses import BatchLoss
-from visae.training.config import TrainConfig
 from visae.training.jobs import Group
 from visae.training.metrics import append_metrics
+from visae.training.tracking import Tracker, open_tracker
 from visae.training.trainee import StepFigures, Trainee
 
 __all__ = ["Journal"]
 
 
 class Journal:
-    """Keeps the time of a group's steps, and writes their figures every few steps."""
+    """Keeps the time of a group's steps, and writes their figures every few steps.
+
+    Used as a context, at whose end its trackers are closed.
+
+    Raises:
+        ConfigError: when the tracker asked for is not installed.
+    """
 
     def __init__(self, group: Group, step: int, progress: ProgressCallback) -> None:
         now = time.monotonic()
         self._group, self._progress = group, progress
         self._lap, self._lap_step, self._waited, self._saved = now, step, 0.0, now
+        self._open = contextlib.ExitStack()
+        self._trackers = self._start_trackers(step)
+
+    def __enter__(self) -> "Journal":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._open.close()
 
     def wait(self, batches: Iterator[TokenBatch]) -> TokenBatch:
         """The next batch, its waiting time counted."""
@@ -41,7 +62,11 @@ class Journal:
         shown = []
         for (job, trainee), loss in zip(self._group.learners, losses, strict=True):
             figures = trainee.figures(loss, tokens[job.wanted_site])
-            self._keep(job.folder, _line(trainee, figures, config, step) | pace)
+            line = _figures(trainee, figures, step) | pace
+            place = {"step": step, "tokens": step * config.batch_size}
+            append_metrics(job.folder, {**place, **line, "engine": trainee.engine})
+            if job.folder in self._trackers:
+                self._trackers[job.folder].log(line, step)
             shown.append(figures)
         self._tell(step, shown)
 
@@ -68,8 +93,15 @@ class Journal:
         self._lap, self._lap_step, self._waited = now, step, 0.0
         return figures
 
-    def _keep(self, folder: Path, line: Mapping[str, float | str]) -> None:
-        append_metrics(folder, line)
+    def _start_trackers(self, step: int) -> dict[Path, Tracker]:
+        """One for each SAE that learns; none where none is asked for."""
+        name, trackers = self._group.config.track, {}
+        if name is not None:
+            for job, _ in self._group.learners:
+                tracker = open_tracker(name, job.folder, recipe=job.recipe, step=step)
+                self._open.callback(tracker.close)
+                trackers[job.folder] = tracker
+        return trackers
 
     def _tell(self, step: int, shown: Sequence[StepFigures]) -> None:
         config = self._group.config
@@ -78,13 +110,9 @@ class Journal:
         self._progress(Progress(stage="train", done=done, total=total, unit="tokens", note=note))
 
 
-def _line(
-    trainee: Trainee, shown: StepFigures, config: TrainConfig, step: int
-) -> dict[str, float | str]:
-    """One line of metrics for an SAE that learns, but for the pace."""
+def _figures(trainee: Trainee, shown: StepFigures, step: int) -> dict[str, float]:
+    """The figures of a step of an SAE that learns, but for the pace."""
     return {
-        "step": step,
-        "tokens": step * config.batch_size,
         "loss": shown.loss,
         "nmse": shown.nmse,
         "explained_variance": 1.0 - shown.nmse,
@@ -93,7 +121,6 @@ def _line(
         "dead": shown.dead,
         "dense_share": shown.dense_share,
         "learning_rate": trainee.rate(step - 1),
-        "engine": trainee.engine,
     }
 
 

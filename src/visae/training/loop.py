@@ -32,6 +32,7 @@ from visae.training.journal import Journal
 from visae.training.metrics import read_metrics
 from visae.training.resume import remove_points
 from visae.training.starting import start_or_resume, write_points
+from visae.training.tracking import require_installed
 
 __all__ = ["train", "train_on"]
 
@@ -80,18 +81,21 @@ def train_on(
 
     Raises:
         ConfigError: when two runs share a name, an SAE cannot have the shape asked for, the engine
-            cannot train it, or the stream is not the one that ``config`` describes.
+            cannot train it, the tracker is not installed, or the stream is not the one that
+            ``config`` describes.
         StoreError: when there are too few tokens, or NaN, or the folder is being written to.
         CheckpointError: when a folder holds a run with other settings (naming them).
     """
     require_different_names(runs)
     require_matching(stream, config)
+    require_installed(config.track)
     jobs = jobs_of(stream, runs, Path(out), config)
     with _claimed(jobs):
         if open_jobs := [job for job in jobs if not is_finished(job)]:
             group = Group.of(stream, open_jobs, config)
             step = start_or_resume(group)
-            _optimise(group, step, Journal(group, step, progress))
+            with Journal(group, step, progress) as journal:
+                _optimise(group, step, journal)
             _save(group)
     return [load_sae(job.folder, kinds=[type(job.run.sparsity)]) for job in jobs]
 
