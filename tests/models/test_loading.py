@@ -249,3 +249,37 @@ def test_local_weights_have_no_commit(cached, write_weights):
 def test_another_revision_is_not_taken_from_the_cache(cached):
     with pytest.raises(ModelError, match="not in the local cache"):
         load(model="test_vit", revision="v2")
+
+
+# Random weights
+
+
+def test_random_weights_are_those_of_the_seed_and_leave_the_generator_alone():
+    before = torch.random.get_rng_state()
+    first, again, other = (load(model=f"random:{seed}:test_vit") for seed in (3, 3, 4))
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert first.identity.name == "random:3:timm/test_vit"
+    assert first.identity.title == "test_vit, random weights"
+    assert first.identity == again.identity
+    assert not first.identity.same_weights(other.identity)
+    assert first.preprocessing == other.preprocessing
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"model": "random:test_vit"},
+        {"model": "random:-1:test_vit"},
+        {"model": "random:0:test_vit", "weights": Path("a.safetensors")},
+        {"model": "random:0:test_vit", "revision": "main"},
+    ],
+)
+def test_random_weights_are_named_by_seed_and_model_alone(config):
+    with pytest.raises(ModelError, match="named by a seed") as caught:
+        load(**config)
+    assert "random:0:vit_small" in str(caught.value)
+
+
+def test_an_unknown_model_has_no_random_weights_either():
+    with pytest.raises(ModelError, match="no timm model named test_vitt"):
+        load(model="random:0:test_vitt")

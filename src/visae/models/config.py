@@ -12,7 +12,8 @@ class ModelConfig:
 
     model: str
     """Model name: ``NAME`` or ``timm/NAME``, ``open_clip/NAME[/TAG]``, ``transformers/OWNER/NAME``,
-    ``python:MODULE:FUNCTION``, or a folder that holds an open_clip or transformers model."""
+    ``python:MODULE:FUNCTION``, ``random:SEED:NAME`` for a timm model with random weights, or a
+    folder that holds an open_clip or transformers model."""
     weights: Path | None = None
     """Local safetensors file with the model's own tensor names; without it, the model hub."""
     revision: str | None = None

@@ -32,7 +32,8 @@ def load_model(config: ModelConfig, *, device: str = "auto") -> VisionModel:
     """A frozen model in evaluation mode, in float32, on a device.
 
     Names are those of timm (with or without ``timm/``), ``open_clip/…``, ``transformers/…``,
-    ``python:MODULE:FUNCTION``, or a folder that holds an open_clip or transformers model.
+    ``python:MODULE:FUNCTION``, ``random:SEED:NAME`` for a timm model with random weights, or a
+    folder that holds an open_clip or transformers model.
 
     Raises:
         ModelError: for an unknown name (with the nearest ones), weights that do not fit, a hub
@@ -53,9 +54,9 @@ def load_model(config: ModelConfig, *, device: str = "auto") -> VisionModel:
         from visae.models.custom import load_custom
 
         return load_custom(config, place)
-    from visae.models.timm_loading import load_timm
+    from visae.models.timm_loading import load_random_timm, load_timm
 
-    return load_timm(config, name, place)
+    return (load_random_timm if adapter == "random" else load_timm)(config, name, place)
 
 
 def load_text_tower(config: ModelConfig, *, device: str = "auto") -> TextTower:

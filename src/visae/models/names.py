@@ -19,7 +19,7 @@ __all__ = [
 ]
 
 LOCAL_DIR = "local-dir:"
-Adapter = Literal["timm", "open_clip", "transformers", "python"]
+Adapter = Literal["timm", "open_clip", "transformers", "python", "random"]
 
 OPEN_CLIP_CONFIG = "open_clip_config.json"
 TRANSFORMERS_CONFIG = "config.json"
@@ -45,6 +45,8 @@ def parse_model_name(model: str) -> ModelName:
     """
     if model.startswith("python:"):
         return ModelName("python", model)
+    if model.startswith("random:"):
+        return ModelName("random", model.removeprefix("random:"))
     adapter, slash, name = model.partition("/")
     for known in ("timm", "open_clip", "transformers"):
         if slash and adapter == known:
@@ -56,7 +58,7 @@ def parse_model_name(model: str) -> ModelName:
             f"There is no adapter named {adapter}, and no folder {model}",
             where="--model",
             fix=f"Use timm/NAME, open_clip/NAME, open_clip/hf-hub:{model}, transformers/{model}, "
-            "python:MODULE:FUNCTION, or a folder",
+            "python:MODULE:FUNCTION, random:SEED:NAME, or a folder",
         )
     return ModelName("timm", model)
 

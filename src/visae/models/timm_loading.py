@@ -17,7 +17,7 @@ from visae.models.timm_models import timm_model
 from visae.storage.hub import hub_access
 from visae.storage.tensors import read_tensors
 
-__all__ = ["load_timm"]
+__all__ = ["load_random_timm", "load_timm"]
 
 
 def load_timm(config: ModelConfig, name: str, device: torch.device) -> HookedModel:
@@ -29,15 +29,44 @@ def load_timm(config: ModelConfig, name: str, device: torch.device) -> HookedMod
     """
     _check_name(name)
     network = _build(name, config)
-    data_config = cast(Any, resolve_data_config)(_input_size(config), model=network)
     pretrained = cast(Any, network).pretrained_cfg
     pretrained.pop("state_dict", None)  # a second copy of the weights
     return timm_model(
         network.to(device),
         name=f"timm/{name}",
         title=config.title or name,
-        data_config=data_config,
+        data_config=_data_config(network, config),
         revision=None if config.weights else _commit(pretrained),
+    )
+
+
+def load_random_timm(config: ModelConfig, name: str, device: torch.device) -> HookedModel:
+    """The timm model of ``SEED:NAME`` with the weights that a seed gives, not pretrained ones.
+
+    SAEs of it are the random-backbone control: what they show, the training of the model did not
+    bring about.
+
+    Raises:
+        ModelError: for another form, an unknown name, weights or a revision given besides, or an
+            image size the model cannot take.
+    """
+    seed, _, rest = name.partition(":")
+    name = rest.removeprefix("timm/")
+    if not (seed.isascii() and seed.isdecimal()) or config.weights or config.revision:
+        raise ModelError(
+            "A model with random weights is named by a seed and a timm model, and by nothing else",
+            where=config.model,
+            fix="Write --model random:0:vit_small_patch16_224, without --weights and --revision",
+        )
+    _check_name(name)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(seed))
+        network = _built(name, config, {"pretrained": False})
+    return timm_model(
+        network.to(device),
+        name=f"random:{seed}:timm/{name}",
+        title=config.title or f"{name}, random weights",
+        data_config=_data_config(network, config),
     )
 
 
@@ -70,10 +99,11 @@ def _check_name(name: str) -> None:
     )
 
 
-def _input_size(config: ModelConfig) -> dict[str, Any]:
-    """The input size asked for, if any; the model's own preprocessing decides the rest."""
+def _data_config(network: torch.nn.Module, config: ModelConfig) -> dict[str, Any]:
+    """The model's own preprocessing, for the input size asked for, if any."""
     size = config.image_size
-    return {} if size is None else {"input_size": (3, size, size)}
+    wanted = {} if size is None else {"input_size": (3, size, size)}
+    return cast(dict[str, Any], cast(Any, resolve_data_config)(wanted, model=network))
 
 
 def _build(name: str, config: ModelConfig) -> torch.nn.Module:
@@ -85,7 +115,7 @@ def _build(name: str, config: ModelConfig) -> torch.nn.Module:
         options["pretrained_cfg_overlay"] = {"hf_hub_id": f"{repository}@{config.revision}"}
     try:
         with hub_access() as online:
-            return _create(name, config.image_size, options)
+            return _built(name, config, options)
     except FileNotFoundError as failure:
         problem = "does not have these weights" if online else "cannot be reached"
         raise ModelError(
@@ -99,6 +129,14 @@ def _build(name: str, config: ModelConfig) -> torch.nn.Module:
             where="--model",
             fix="Try again, or give a safetensors file with --weights",
         ) from failure
+
+
+def _built(name: str, config: ModelConfig, options: dict[str, Any]) -> torch.nn.Module:
+    """The network, or what about its weights or image size does not fit."""
+    try:
+        return _create(name, config.image_size, options)
+    except OSError:  # a download's; some of them are ValueErrors too
+        raise
     except (
         RuntimeError,
         ValueError,
