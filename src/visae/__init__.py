@@ -41,12 +41,15 @@ if TYPE_CHECKING:
     from visae.models.preprocessing import Preprocessing as Preprocessing
     from visae.models.protocol import TextTower as TextTower
     from visae.models.protocol import VisionModel as VisionModel
+    from visae.reports.push import PushConfig as PushConfig
+    from visae.reports.push import push_sae as push_sae
     from visae.reports.workspace import write_report as write_report
     from visae.saes.checkpoint import load_sae as load_sae
     from visae.saes.codes import SparseCodes as SparseCodes
     from visae.saes.config import ArchetypesConfig as ArchetypesConfig
     from visae.saes.learned import Gated as Gated
     from visae.saes.learned import JumpReLU as JumpReLU
+    from visae.saes.pull import pull_sae as pull_sae
     from visae.saes.sae import SAE as SAE
     from visae.saes.sparsity import BatchTopK as BatchTopK
     from visae.saes.sparsity import ReLU as ReLU
@@ -78,6 +81,7 @@ _HOMES = {
     "OutcomeConfig": "interventions.spec",
     "Prediction": "interventions.verdict",
     "Preprocessing": "models.preprocessing",
+    "PushConfig": "reports.push",
     "ReLU": "saes.sparsity",
     "RecordConfig": "activations.format",
     "RunConfig": "training.config",
@@ -100,6 +104,8 @@ _HOMES = {
     "load_text_tower": "models.loading",
     "open_images": "images.opening",
     "open_store": "activations.opening",
+    "pull_sae": "saes.pull",
+    "push_sae": "reports.push",
     "read_spec": "interventions.spec",
     "record": "activations.record",
     "run_experiment": "interventions.experiment",
@@ -129,6 +135,7 @@ __all__ = [
     "OutcomeConfig",
     "Prediction",
     "Preprocessing",
+    "PushConfig",
     "ReLU",
     "RecordConfig",
     "RunConfig",
@@ -151,6 +158,8 @@ __all__ = [
     "load_text_tower",
     "open_images",
     "open_store",
+    "pull_sae",
+    "push_sae",
     "read_spec",
     "record",
     "run_experiment",

@@ -9,6 +9,7 @@ import tyro
 
 import visae
 from visae.cli.analysis import EvaluateCommand, IndexCommand, InterveneCommand
+from visae.cli.converting import ConvertCommand
 from visae.cli.making import RecordCommand
 from visae.cli.models import ModelsCommand
 from visae.cli.output import Screen
@@ -27,6 +28,7 @@ _Command = (
     | Annotated[IndexCommand, tyro.conf.subcommand("index")]
     | Annotated[InterveneCommand, tyro.conf.subcommand("intervene")]
     | Annotated[ReportCommand, tyro.conf.subcommand("report")]
+    | Annotated[ConvertCommand, tyro.conf.subcommand("convert")]
     | Annotated[DoctorCommand, tyro.conf.subcommand("doctor")]
     | Annotated[ModelsCommand, tyro.conf.subcommand("models")]
     | Annotated[DemoCommand, tyro.conf.subcommand("demo")]
