@@ -125,3 +125,46 @@ def test_fidelity_on_the_shards_of_saev_is_refused(fails, visae, saev_folder, tm
     out, site = tmp_path / "sae", ("--site", "residual@3")
     assert visae("train", "--store", saev_folder, "--out", out, *site, *SHAPE)[0] == 0
     assert "Add --no-fidelity" in fails("evaluate", "--sae", out, "--store", saev_folder)
+
+
+# The loop
+
+
+def test_the_options_of_the_loop(visae, store, train_arguments, tmp_path):
+    options = ["--warmup-steps", 3, "--decay-share", 0.5, "--penalty-warmup-share", 0.1]
+    options += ["--k-start", 2, "--average-decay", 0.9, "--engine", "torch", "--device", "cpu"]
+    code, _, complaint = visae(*train_arguments(store, tmp_path / "a", *options))
+    assert code == 0
+    assert "engine torch: asked for" in complaint
+    made = read_sae_record(tmp_path / "a").provenance
+    assert made.engine.startswith("torch")
+    loop = made.recipe["loop"]
+    assert loop["rate_schedule"] == {"warmup_steps": 3, "decay_share": 0.5}
+    assert loop["penalty_schedule"] == {"warmup_share": 0.1}
+    assert loop["k_schedule"]["start"] == 2
+    assert loop["average_decay"] == 0.9
+
+
+def test_the_engine_is_said_once_for_many_saes(visae, store, train_arguments, tmp_path):
+    arguments = train_arguments(store, tmp_path / "a", "--seeds", 0, 1, 2)
+    code, _, complaint = visae(*arguments)
+    assert code == 0
+    assert complaint.count("engine numba: the fastest for cpu") == 1
+
+
+def test_an_engine_that_cannot_train_the_kind_is_refused(fails, store, train_arguments, tmp_path):
+    relu = ["--kind", "relu", "--engine", "numba"]
+    said = fails(*train_arguments(store, tmp_path / "a", *relu))
+    assert "The engine numba cannot train this SAE: a: sparsity relu" in said
+
+
+def test_more_features_per_token_than_features_are_refused(fails, store, train_arguments, tmp_path):
+    said = fails(*train_arguments(store, tmp_path / "a", "--n-features", 16, "--k", 17))
+    assert "k is 17 and n_features is 16" in said
+
+
+def test_a_tracker_gets_the_figures(visae, store, train_arguments, tmp_path):
+    pytest.importorskip("tensorboard")
+    arguments = train_arguments(store, tmp_path / "a", "--track", "tensorboard")
+    assert visae(*arguments)[0] == 0
+    assert list((tmp_path / "a" / "tensorboard").iterdir())

@@ -1,5 +1,6 @@
 """What the command line draws: lines, tables, and progress with rate and time left."""
 
+import logging
 import sys
 import time
 from types import TracebackType
@@ -14,6 +15,7 @@ from visae.progress import Progress
 __all__ = ["Screen"]
 
 _SECONDS_BETWEEN_LINES = 10.0
+_LOG = logging.getLogger("visae")
 
 
 class Screen:
@@ -35,9 +37,12 @@ class Screen:
         self._tasks: dict[str, TaskID] = {}
         self._begun: dict[str, tuple[float, int]] = {}
         self._last_line = 0.0
+        self._log_lines = _LogLines(self._err)
 
     def __enter__(self) -> "Screen":
         self._bars.start()
+        _LOG.addHandler(self._log_lines)
+        _LOG.setLevel(logging.INFO)
         return self
 
     def __exit__(
@@ -46,6 +51,7 @@ class Screen:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        _LOG.removeHandler(self._log_lines)
         self._bars.stop()
 
     def say(self, text: Any = "") -> None:
@@ -86,3 +92,17 @@ class Screen:
             figures=figures,
             visible=now.done < now.total,
         )
+
+
+class _LogLines(logging.Handler):
+    """Shows what the library logs, each line once."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(logging.INFO)
+        self._console, self._shown = console, set[str]()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = self.format(record)
+        if text not in self._shown:
+            self._shown.add(text)
+            self._console.print(text, markup=False)

@@ -77,8 +77,6 @@ class LiveOptions:
     """Images that the model sees at a time."""
     workers: int = 0
     """Processes that read images; 0 for threads."""
-    device: str = "auto"
-    """Where the model runs: cpu, cuda, cuda:1 …"""
 
     def require_none(self) -> None:
         """Refuse images and models beside a store.
@@ -93,8 +91,8 @@ class LiveOptions:
                 fix="Give --store, or --images and --model",
             )
 
-    def open(self) -> "tuple[ImageSource, VisionModel]":
-        """The images and the model.
+    def open(self, *, device: str) -> "tuple[ImageSource, VisionModel]":
+        """The images, and the model on a device.
 
         Raises:
             ConfigError: when one of them is not given.
@@ -115,4 +113,4 @@ class LiveOptions:
             revision=self.revision,
             image_size=self.image_size,
         )
-        return open_images(self.images), load_model(config, device=self.device)
+        return open_images(self.images), load_model(config, device=device)

@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from visae.cli.loop_options import LoopOptions
 from visae.cli.output import Screen
 from visae.cli.slurm import LongVerb
 from visae.cli.token_options import FilterOptions, LiveOptions
@@ -76,6 +77,8 @@ class TrainCommand(LongVerb):
     """Seed of the order of the tokens."""
     buffer_mb: int | None = None
     """Memory for mixing tokens, in MiB; without it, what the batch size needs, 1 to 4 GiB."""
+    loop: LoopOptions = dataclasses.field(default_factory=LoopOptions)
+    """How training goes."""
 
     def run(self, screen: Screen) -> None:
         """Train, and say how it went."""
@@ -123,7 +126,7 @@ class TrainCommand(LongVerb):
         from visae.activations.live import LiveTokens
 
         self.where.require_none()
-        source, model = self.live.open()
+        source, model = self.live.open(device=self.loop.device)
         site = self.site or self._trainable_site(list(model.sites))
         config = self._config(len(source.entries) * model.layout(site).n_kept(self.tokens))
         stream = LiveTokens(
@@ -196,7 +199,7 @@ class TrainCommand(LongVerb):
     def _config(self, n_stored: int) -> "TrainConfig":
         from visae.training.config import TrainConfig
 
-        return TrainConfig(
+        config = TrainConfig(
             n_tokens=min(100_000_000, _PASSES * n_stored)
             if self.n_tokens is None
             else self.n_tokens,
@@ -207,3 +210,4 @@ class TrainCommand(LongVerb):
             data_seed=self.data_seed,
             buffer_bytes=None if self.buffer_mb is None else self.buffer_mb * 2**20,
         )
+        return self.loop.added_to(config)
