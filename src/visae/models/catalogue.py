@@ -18,7 +18,6 @@ from timm.data.config import resolve_data_config
 from visae.errors import ModelError
 from visae.models.architecture import Architecture
 from visae.models.config import ModelIdentity
-from visae.models.files import first_lines
 from visae.models.hooked import HookedModel
 from visae.models.layout import Layout
 from visae.models.names import parse_model_name
@@ -26,6 +25,7 @@ from visae.models.preprocessing import Preprocessing
 from visae.models.protocol import VisionModel
 from visae.models.timm_models import timm_architecture
 from visae.models.transformers_families import FAMILIES
+from visae.storage.hub import first_lines
 
 __all__ = ["ModelSummary", "SiteSummary", "find_models", "summarise", "summarise_name"]
 

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from visae.errors import ModelError
-from visae.storage.hub import hub_access
+from visae.storage.hub import first_lines, hub_access, hub_failures
 
-__all__ = ["ModelFiles", "first_lines", "hub_files", "local_files", "read_json"]
+__all__ = ["ModelFiles", "hub_files", "local_files", "read_json"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -122,15 +122,8 @@ def _fetch(repository: str, file: str, revision: str | None) -> Path | None:
             where="--revision",
             fix="Give a commit, tag or branch of the repository",
         ) from failure
-    except _download_failures() as failure:
+    except hub_failures() as failure:
         raise _broken_off(repository, file, failure) from failure
-
-
-def _download_failures() -> tuple[type[Exception], ...]:
-    """What a download that breaks off raises: the hub's error, and its HTTP client's."""
-    from huggingface_hub.errors import HfHubHTTPError
-
-    return OSError, *HfHubHTTPError.__bases__
 
 
 def _broken_off(repository: str, file: str, failure: Exception) -> ModelError:
@@ -158,9 +151,3 @@ def read_json(path: Path) -> dict[str, Any]:
             "This file holds no table of keys", where=path, fix="Restore the model's own file"
         )
     return found
-
-
-def first_lines(failure: Exception) -> str:
-    """The beginning of what an exception says, in one line."""
-    lines = [line.strip() for line in str(failure).splitlines() if line.strip()]
-    return " ".join(lines[:4])[:600] or type(failure).__name__

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from visae.errors import ModelError
 from visae.models.architecture import Architecture, Block, Heads
 from visae.models.config import ModelConfig
-from visae.models.files import first_lines
 from visae.models.hooked import HookedModel, identify
 from visae.models.hooks import reading
 from visae.models.open_clip_files import OpenClipSource, find_open_clip, require_open_clip
@@ -21,6 +20,7 @@ from visae.models.preprocessing import Interpolation, Preprocessing
 from visae.models.protocol import Output
 from visae.models.shapes import flatten
 from visae.models.timm_models import timm_architecture
+from visae.storage.hub import first_lines
 
 __all__ = ["build_open_clip", "load_open_clip", "load_open_clip_network", "open_clip_architecture"]
 

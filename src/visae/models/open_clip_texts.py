@@ -9,9 +9,9 @@ from torch import Tensor
 
 from visae.errors import ModelError
 from visae.models.config import ModelConfig
-from visae.models.files import first_lines
 from visae.models.open_clip_files import find_open_clip, require_open_clip
 from visae.models.open_clip_models import load_open_clip_network
+from visae.storage.hub import first_lines
 
 __all__ = ["OpenClipTexts", "load_open_clip_texts"]
 

@@ -10,9 +10,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from visae.errors import ModelError
-from visae.models.files import ModelFiles, first_lines
+from visae.models.files import ModelFiles
 from visae.models.preprocessing import Interpolation, Preprocessing
 from visae.models.transformers_files import require_transformers
+from visae.storage.hub import first_lines
 
 __all__ = ["read_patch_processor", "read_processor"]
 

@@ -11,10 +11,9 @@ from timm.data.config import resolve_data_config
 
 from visae.errors import ModelError, nearest_names
 from visae.models.config import ModelConfig
-from visae.models.files import first_lines
 from visae.models.hooked import HookedModel
 from visae.models.timm_models import timm_model
-from visae.storage.hub import hub_access
+from visae.storage.hub import first_lines, hub_access, hub_failures
 from visae.storage.tensors import read_tensors
 
 __all__ = ["load_random_timm", "load_timm"]
@@ -123,7 +122,7 @@ def _build(name: str, config: ModelConfig) -> torch.nn.Module:
             where="--model",
             fix="Connect to the network, or give a safetensors file with --weights",
         ) from failure
-    except _download_failures() as failure:
+    except hub_failures() as failure:
         raise ModelError(
             f"The weights of {name} could not be downloaded: {first_lines(failure)}",
             where="--model",
@@ -151,13 +150,6 @@ def _built(name: str, config: ModelConfig, options: dict[str, Any]) -> torch.nn.
             fix="Give weights with this model's own tensor names and shapes, "
             "and an image size it can take",
         ) from failure
-
-
-def _download_failures() -> tuple[type[Exception], ...]:
-    """What a download that breaks off raises: the hub's error, and what its HTTP client raises."""
-    from huggingface_hub.errors import HfHubHTTPError
-
-    return OSError, *HfHubHTTPError.__bases__
 
 
 def _create(name: str, image_size: int | None, options: dict[str, Any]) -> torch.nn.Module:

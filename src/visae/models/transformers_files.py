@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from visae.errors import ModelError
 from visae.models.config import ModelConfig
-from visae.models.files import ModelFiles, first_lines, hub_files, local_files, read_json
+from visae.models.files import ModelFiles, hub_files, local_files, read_json
 from visae.models.names import TRANSFORMERS_CONFIG, is_folder
+from visae.storage.hub import first_lines
 
 __all__ = [
     "build_from_tensors",

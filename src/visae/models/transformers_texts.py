@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from visae.errors import ModelError
 from visae.models.config import ModelConfig
-from visae.models.files import ModelFiles, first_lines
+from visae.models.files import ModelFiles
 from visae.models.transformers_files import (
     build_from_tensors,
     find_transformers,
@@ -18,6 +18,7 @@ from visae.models.transformers_files import (
     read_some_tensors,
     require_transformers,
 )
+from visae.storage.hub import first_lines
 
 __all__ = ["Scores", "TransformersTexts", "load_transformers_texts"]
 
