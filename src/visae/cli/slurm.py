@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 _FLAG = "--slurm"
-_VERBS_OF_SEVERAL_PROCESSES = ("record",)
+_VERBS_OF_SEVERAL_PROCESSES = ("record", "train")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

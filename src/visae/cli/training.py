@@ -12,6 +12,7 @@ from visae.errors import ConfigError
 
 if TYPE_CHECKING:
     from visae.activations.stream import TokenStream
+    from visae.distributed import Ranks
     from visae.saes.config import ArchetypesConfig
     from visae.saes.learned import AnySparsity
     from visae.training.config import RunConfig, TrainConfig
@@ -81,13 +82,21 @@ class TrainCommand(LongVerb):
     """How training goes."""
 
     def run(self, screen: Screen) -> None:
-        """Train, and say how it went."""
-        from visae.saes.checkpoint import read_sae_record
+        """Train, and say how it went; of several processes, the first one says it."""
+        from visae.distributed import joined_ranks
         from visae.training.loop import train_on
 
-        stream, config = self._live_stream() if self.store is None else self._stored_stream()
-        runs = self._runs(stream.sites[0], stream.d_model(stream.sites[0]))
-        train_on(stream, runs, self.out.parent, config=config, progress=screen.progress)
+        with joined_ranks() as ranks:
+            stream, config = self._stream(ranks)
+            runs = self._runs(stream.sites[0], stream.d_model(stream.sites[0]))
+            out = self.out.parent
+            train_on(stream, runs, out, config=config, progress=screen.progress, ranks=ranks)
+        if ranks.is_first:
+            self._say(runs, screen)
+
+    def _say(self, runs: "list[RunConfig]", screen: Screen) -> None:
+        from visae.saes.checkpoint import read_sae_record
+
         for run in runs:
             folder = self.out.parent / run.name
             metrics = read_sae_record(folder).metrics
@@ -100,6 +109,11 @@ class TrainCommand(LongVerb):
             return f"Next: visae evaluate --sae {sae} --store {self.store}"
         live = f"--images {self.live.images} --model {self.live.model}"
         return f"Next: visae record {live} --out DIR, and evaluate {sae} on it"
+
+    def _stream(self, ranks: "Ranks") -> "tuple[TokenStream, TrainConfig]":
+        if self.store is not None:
+            return self._stored_stream()
+        return self._live_stream(ranks.device(self.loop.device))
 
     def _stored_stream(self) -> "tuple[TokenStream, TrainConfig]":
         from visae.activations.loaders import ShuffledTokens
@@ -122,11 +136,11 @@ class TrainCommand(LongVerb):
         )
         return stream, config
 
-    def _live_stream(self) -> "tuple[TokenStream, TrainConfig]":
+    def _live_stream(self, device: str) -> "tuple[TokenStream, TrainConfig]":
         from visae.activations.live import LiveTokens
 
         self.where.require_none()
-        source, model = self.live.open(device=self.loop.device)
+        source, model = self.live.open(device=device)
         site = self.site or self._trainable_site(list(model.sites))
         config = self._config(len(source.entries) * model.layout(site).n_kept(self.tokens))
         stream = LiveTokens(

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from visae.activations.filling import TokenBatch
 from visae.activations.stream import TokenStream
+from visae.distributed import Ranks
 from visae.errors import ConfigError
 from visae.models.loading import choose_device
 from visae.saes.checkpoint import read_sae_record
@@ -27,6 +28,7 @@ __all__ = [
     "jobs_of",
     "require_different_names",
     "require_matching",
+    "require_work_for_all",
     "sites_of",
 ]
 
@@ -138,6 +140,20 @@ def require_matching(stream: TokenStream, config: TrainConfig) -> None:
             f"The stream has batches of {stream.batch_size} {stream.tokens} tokens, and the "
             f"settings ask for {config.batch_size} {config.tokens} tokens",
             fix="Make the stream with the same batch_size and tokens",
+        )
+
+
+def require_work_for_all(jobs: Sequence[Job], ranks: Ranks) -> None:
+    """Refuse processes that would have nothing to do.
+
+    Raises:
+        ConfigError: when there are more of them than SAEs.
+    """
+    if ranks.world_size > len(jobs):
+        raise ConfigError(
+            f"{ranks.world_size} processes cannot share {len(jobs)} SAEs out",
+            where=", ".join(job.run.name for job in jobs),
+            fix="Start at most as many processes as SAEs, or train more of them, as with --seeds",
         )
 
 

@@ -2,7 +2,8 @@
 
 ``train`` takes its tokens from a store, ``train_on`` from any stream. Every SAE of the group sees
 the same batches in the same order. Interrupt it at any moment and run it again: it goes on from
-the last resume point, with bit-equal SAEs on the CPU.
+the last resume point, with bit-equal SAEs on the CPU. Several processes share the SAEs out; each
+SAE is then the one that a single process makes.
 """
 
 import contextlib
@@ -13,6 +14,7 @@ from pathlib import Path
 from visae.activations.loaders import ShuffledTokens
 from visae.activations.stored import StoredTokens
 from visae.activations.stream import TokenStream
+from visae.distributed import Ranks
 from visae.progress import ProgressCallback, silent
 from visae.saes.checkpoint import Provenance, load_sae, save_sae
 from visae.saes.sae import SAE
@@ -26,6 +28,7 @@ from visae.training.jobs import (
     jobs_of,
     require_different_names,
     require_matching,
+    require_work_for_all,
     sites_of,
 )
 from visae.training.journal import Journal
@@ -47,6 +50,7 @@ def train(
     *,
     config: TrainConfig,
     progress: ProgressCallback = silent,
+    ranks: Ranks | None = None,
 ) -> list[SAE]:
     """Train the SAEs of ``runs`` on a store; each is written to ``out / run.name``.
 
@@ -63,7 +67,7 @@ def train(
         buffer_bytes=config.buffer_bytes,
         seed=config.data_seed,
     )
-    return train_on(stream, runs, out, config=config, progress=progress)
+    return train_on(stream, runs, out, config=config, progress=progress, ranks=ranks)
 
 
 def train_on(
@@ -73,31 +77,50 @@ def train_on(
     *,
     config: TrainConfig,
     progress: ProgressCallback = silent,
+    ranks: Ranks | None = None,
 ) -> list[SAE]:
     """Train the SAEs of ``runs`` on a stream; each is written to ``out / run.name``.
 
     SAEs that are finished already are not trained again. Runs without a site of their own read
-    the stream's first.
+    the stream's first. Of several ``ranks``, each calls this with the same arguments and trains
+    some of the SAEs; each reads the whole stream.
 
     Raises:
         ConfigError: when two runs share a name, an SAE cannot have the shape asked for, the engine
-            cannot train it, the tracker is not installed, or the stream is not the one that
-            ``config`` describes.
+            cannot train it, the tracker is not installed, the stream is not the one that
+            ``config`` describes, or there are more ranks than SAEs.
         StoreError: when there are too few tokens, or NaN, or the folder is being written to.
         CheckpointError: when a folder holds a run with other settings (naming them).
     """
     require_different_names(runs)
     require_matching(stream, config)
     require_installed(config.track)
+    ranks = ranks or Ranks()
     jobs = jobs_of(stream, runs, Path(out), config)
+    require_work_for_all(jobs, ranks)
+    mine = jobs[ranks.rank :: ranks.world_size]
+    config = dataclasses.replace(config, device=ranks.device(config.device))
+    told = progress if ranks.is_first else silent
+    ranks.together(lambda: _make(stream, mine, config, progress=told, ranks=ranks))
+    return [load_sae(job.folder, kinds=[type(job.run.sparsity)]) for job in jobs]
+
+
+def _make(
+    stream: TokenStream,
+    jobs: Sequence[Job],
+    config: TrainConfig,
+    *,
+    progress: ProgressCallback,
+    ranks: Ranks,
+) -> None:
+    """Make the SAEs of this process that are not there yet."""
     with _claimed(jobs):
         if open_jobs := [job for job in jobs if not is_finished(job)]:
             group = Group.of(stream, open_jobs, config)
             step = start_or_resume(group)
             with Journal(group, step, progress) as journal:
-                _optimise(group, step, journal)
+                _optimise(group, step, journal, ranks)
             _save(group)
-    return [load_sae(job.folder, kinds=[type(job.run.sparsity)]) for job in jobs]
 
 
 @contextlib.contextmanager
@@ -110,8 +133,8 @@ def _claimed(jobs: Sequence[Job]) -> Iterator[None]:
         yield
 
 
-def _optimise(group: Group, step: int, journal: Journal) -> None:
-    """The loop: batches in, steps, figures, resume points."""
+def _optimise(group: Group, step: int, journal: Journal, ranks: Ranks) -> None:
+    """The loop: batches in, steps, figures, resume points; the place to stop if others failed."""
     n_steps = group.config.n_steps if group.learners else 0
     with contextlib.closing(iter(group.stream)) as batches:
         while step < n_steps:
@@ -124,6 +147,7 @@ def _optimise(group: Group, step: int, journal: Journal) -> None:
             journal.write(step, tokens, losses)
             if journal.is_due(step):
                 write_points(group, step)
+                ranks.count("resume points", 1)
 
 
 def _save(group: Group) -> None:
