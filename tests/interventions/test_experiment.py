@@ -6,6 +6,7 @@ Every number of a result is computed again from ``outcomes.parquet`` alone.
 import dataclasses
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -715,3 +716,15 @@ def test_a_class_too_small_for_the_probe_is_told(make_planted_lab, tmp_path):
     result = lab.run("rare", quick(lab))
     assert any("few discovery images for the probe: rare" in w for w in result.warnings)
     assert [change.class_name for change in result.classes] == ["red", "blue"]
+
+
+@pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # the hub client's own
+def test_the_sae_may_be_on_the_model_hub(planted_lab, model_hub):
+    from visae.reports.push import push_sae
+
+    push_sae(planted_lab.sae_dir, "hf://ada/saes/red")
+    result = planted_lab.run("hub", quick(planted_lab, sae=Path("hf://ada/saes/red")))
+    out = planted_lab.folder / "experiments" / "hub"
+    assert 'sae = "hf://ada/saes/red"' in (out / "spec.toml").read_text()
+    assert planted_lab.run("hub", read_spec(out / "spec.toml")) == result
+    assert planted_lab.run("hub", quick(planted_lab)) == result  # the same SAE by its content

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from visae.errors import CheckpointError
 from visae.evaluation.card import evaluate
 from visae.evaluation.config import EvaluateConfig
 from visae.reports.push import PushConfig, push_sae
+from visae.reports.workspace import write_report
 from visae.saes.checkpoint import load_sae, read_sae_record, save_sae
 from visae.saes.hub import find_sae
 from visae.saes.sae import SAE
@@ -140,6 +142,14 @@ def test_the_report_card_goes_along(model_hub, own_sae, report):
     assert "without a report card" in published(model_hub)["red/README.md"].decode()
 
 
+def test_a_report_is_written_from_the_hub(model_hub, own_sae, report, tmp_path):
+    folder = own_sae()
+    report.write(folder)
+    push_sae(folder, TO)
+    page = write_report(Path(TO), tmp_path / "report")
+    assert "NMSE" in page.read_text()
+
+
 def test_the_report_card_of_another_sae_is_not_published(model_hub, own_sae, planted_lab, report):
     other = SAE(planted_lab.sae.config)
     other.threshold.fill_(1.0)
@@ -190,9 +200,17 @@ def test_a_damaged_sae_is_not_published(model_hub, own_sae):
     assert model_hub.requests == []
 
 
-@pytest.mark.parametrize("to", ["ada/saes", "hf://ada", "hf://ada/saes/residual@9/first@main"])
-def test_a_place_of_another_form_is_refused(model_hub, planted_lab, to):
-    with pytest.raises(CheckpointError, match="no place on the model hub"):
+@pytest.mark.parametrize(
+    ("to", "said"),
+    [
+        ("ada/saes", "no place on the model hub"),
+        ("hf://ada", "no place on the model hub"),
+        ("hf://ada/saes/residual@9/first@main", "no place on the model hub"),
+        ("hf://ada/saes@v1.0", r"becomes the newest state.*Leave @v1\.0 out"),
+    ],
+)
+def test_a_place_of_another_form_is_refused(model_hub, planted_lab, to, said):
+    with pytest.raises(CheckpointError, match=said):
         push_sae(planted_lab.sae_dir, to)
     assert model_hub.requests == []
 

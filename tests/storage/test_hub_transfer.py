@@ -1,7 +1,7 @@
 """Files to and from a hub on this machine, a hub that refuses, and none."""
 
 import pytest
-from huggingface_hub import constants
+from huggingface_hub import HfApi, constants
 
 from visae.errors import CheckpointError
 from visae.storage import hub
@@ -115,10 +115,17 @@ def test_a_token_that_may_not_write_is_refused(model_hub, monkeypatch):
 
 def test_a_commit_of_someone_else_meanwhile_is_not_overwritten(model_hub, monkeypatch):
     commit()
-    model_hub.refusals["/commit/"] = 412
+    repository = model_hub.repositories["ada/saes"]
+    original = HfApi.create_commit
+
+    def late(*arguments, **options):
+        repository.commit({"first/sae.json": b"theirs"}, "Someone else")
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(HfApi, "create_commit", late)
     with pytest.raises(CheckpointError, match=r"Someone else changed.*Try again"):
         commit(files={"first/sae.json": b"other"})
-    assert model_hub.repositories["ada/saes"].files["first/sae.json"] == b"{}"
+    assert repository.files["first/sae.json"] == b"theirs"
 
 
 @pytest.mark.parametrize(

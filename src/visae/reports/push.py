@@ -67,7 +67,7 @@ def push_sae(
 
     Args:
         sae: Folder of the SAE; it must reproduce its reference codes.
-        to: ``hf://owner/repository[/folder][@branch]``; the repository is made if there is none.
+        to: ``hf://owner/repository[/folder]``; the repository is made if there is none.
         config: How to publish it.
         kinds: Sparsity kinds of your own, besides the built-in ones.
 
@@ -78,6 +78,9 @@ def push_sae(
     """
     settings = config or PushConfig()
     place = HubPath.parse(to, error=CheckpointError)
+    if place.revision is not None:
+        what, fix = "What is published becomes the newest state", f"Leave @{place.revision} out"
+        raise CheckpointError(what, where=to, fix=fix)
     folder = find_sae(sae).folder
     load_sae(folder, kinds=kinds)
     clean = _clean(folder, settings)

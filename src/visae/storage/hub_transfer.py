@@ -82,7 +82,7 @@ class CommitPlan:
     """What one commit puts where."""
 
     place: HubPath
-    """The folder; a revision names the branch."""
+    """The folder; the commit builds on the newest state, whatever revision this says."""
     files: Mapping[str, bytes | Path]
     """Content by path in the repository."""
     unless_there: Mapping[str, bytes]
@@ -121,7 +121,6 @@ def _commit(plan: CommitPlan, error: type[VisaeError]) -> Committed:
         plan.place.repository,
         _operations(api, plan, parent),
         commit_message=plan.message,
-        revision=plan.place.revision,
         parent_commit=parent,
     )
     return Committed(plan.place.at(made.oid), made.commit_url)
@@ -156,12 +155,12 @@ def _ready_repository(api: "HfApi", plan: CommitPlan, error: type[VisaeError]) -
     """The commit to build on, in a repository that is made if there is none."""
     from huggingface_hub.errors import RepositoryNotFoundError
 
-    name, revision = plan.place.repository, plan.place.revision
+    name = plan.place.repository
     try:
-        found = api.repo_info(name, revision=revision)
+        found = api.repo_info(name)
     except RepositoryNotFoundError:
         api.create_repo(name, private=plan.private)
-        found = api.repo_info(name, revision=revision)
+        found = api.repo_info(name)
     if plan.private and not found.private:
         raise error(
             "This repository is public, and was to be private",
