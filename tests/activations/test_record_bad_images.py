@@ -97,6 +97,17 @@ def test_strict_stops_at_the_first_broken_image(run, tmp_path, numbered_images):
         run(tmp_path / "s", source=source, options={"strict": True})
 
 
+def test_strict_refuses_what_was_left_out_before(run, tmp_path, numbered_images, stop_after):
+    source, strict = numbered_images(50, unreadable={3}), {"strict": True}
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "s", source=source, options=stop_after(40))
+    for _ in range(2):
+        with pytest.raises(ImageError, match=r"1 of 50 images were left out .*without --strict"):
+            run(tmp_path / "s", source=source, options=strict)
+    assert run(tmp_path / "s", source=source).n_images == 49
+    assert run(tmp_path / "whole", options=strict).n_images == 50
+
+
 def test_nothing_readable_is_an_error_and_leaves_the_way_free(run, tmp_path, numbered_images):
     source = numbered_images(50, unreadable=range(50))
     with pytest.raises(ImageError, match=r"None of the 50 images can be read.*Image 0 is broken"):
@@ -120,6 +131,14 @@ def test_activations_that_are_no_numbers_name_image_and_site(run, tmp_path, valu
     made["mlp@1"][33, 4, 1] = value
     with pytest.raises(ModelError, match=r"NaN or infinite activations at mlp@1 for image 33"):
         run(tmp_path / "s", given=made)
+
+
+def test_what_wrote_nothing_gives_way_to_what_its_error_advises(run, tmp_path, tables):
+    given = tables(50)
+    given["mlp@1"][:, 0, 0] = 1e5
+    with pytest.raises(ModelError, match="try --dtype bfloat16"):
+        run(tmp_path / "s", given=given, dtype="float16")
+    assert run(tmp_path / "s", given=given, dtype="bfloat16").dtype == "bfloat16"
 
 
 def test_an_overflow_of_half_precision_is_named(run, tmp_path, tables):

@@ -23,7 +23,7 @@ if ranks.rank == 1:
 model = TableModel(tables, special=("cls", "register0"), grid=(2, 3), weights={weights})
 try:
     store = record(
-        NumberedImages(50, unreadable={{3, 20}}),
+        NumberedImages(50, unreadable={{3, 20}}, labels={labels}),
         model,
         Path({out!r}),
         config=RecordConfig(
@@ -45,13 +45,14 @@ def record_by_two(tmp_path, run_ranks, tables, numbered_images, table_model):
     classes = "\n\n".join(map(inspect.getsource, (numbered_images, table_model)))
     torch.save(tables(50), tmp_path / "tables.pt")
 
-    def run(out, *, spoilt=slice(0), weights="'0' * 64"):
+    def run(out, *, spoilt=slice(0), weights="'0' * 64", labels="None"):
         body = RECORD.format(
             classes=classes,
             tables=str(tmp_path / "tables.pt"),
             out=str(out),
             spoilt=repr(spoilt),
             weights=weights,
+            labels=labels,
         )
         return [said.strip() for said in run_ranks(body)]
 
@@ -82,6 +83,11 @@ def test_a_rank_that_fails_stops_the_other_and_one_process_goes_on(
     run(tmp_path / "s", dtype="bfloat16", source=source)
     run(tmp_path / "whole", dtype="bfloat16", source=source)
     assert files(tmp_path / "s") == files(tmp_path / "whole")
+
+
+def test_ranks_with_different_lists_of_images_are_refused(tmp_path, record_by_two):
+    for said in record_by_two(tmp_path / "s", labels="[str(ranks.rank)] * 50"):
+        assert said.startswith("Rank 1 does not record the same: another model or other images")
 
 
 def test_ranks_with_different_weights_are_refused(tmp_path, record_by_two):

@@ -293,6 +293,8 @@ def test_only_what_is_missing_must_fit_the_disk(run, tmp_path, monkeypatch, stop
         ({"sites": ("mlp@1", "mlp@1")}, "each named once"),
         ({"batch_size": 0}, "must be positive"),
         ({"shard_bytes": 0}, "must be positive"),
+        ({"sites": ("mlp@1", "shards")}, "a folder shards of its own"),
+        ({"sites": ("labels",)}, "a folder labels of its own"),
     ],
 )
 def test_an_impossible_configuration_is_refused(config, said):

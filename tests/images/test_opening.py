@@ -23,6 +23,12 @@ def test_a_folder_opens_from_text_or_path(tmp_path, write_image):
         assert open_images(source.location).entries == source.entries
 
 
+@pytest.mark.parametrize("location", ["", "  "])
+def test_no_location_is_refused_rather_than_the_current_folder(location):
+    with pytest.raises(ImageError, match=r"No location of images is given\. Give one of: a folder"):
+        open_images(location)
+
+
 @pytest.mark.parametrize("name", ["labels.csv", "labels.CSV"])
 def test_a_manifest_opens_with_its_options(tmp_path, write_image, name):
     write_image(tmp_path / "images/a.png")

@@ -41,6 +41,8 @@ Precision = Literal["float32", "bfloat16"]
 N_BYTES: dict[DType, int] = {"bfloat16": 2, "float16": 2, "float32": 4}
 """Bytes of one number in each format."""
 
+_TAKEN = {"labels", "shards"}
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RecordConfig:
@@ -79,6 +81,12 @@ class RecordConfig:
                 "The sites must be at least one, each named once",
                 where=f"sites: {', '.join(self.sites) or 'none'}",
                 fix="Name each site once with --site",
+            )
+        if taken := _TAKEN.intersection(self.sites):
+            raise ConfigError(
+                f"A store has a folder {min(taken)} of its own, and a site's folder has its name",
+                where=f"sites: {', '.join(self.sites)}",
+                fix="Give the module another name",
             )
 
 

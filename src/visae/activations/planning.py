@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import visae
+from visae.activations.continuing import require_same_images
 from visae.activations.format import (
     MaskClass,
     RecordConfig,
@@ -28,7 +29,7 @@ from visae.models.protocol import VisionModel
 from visae.storage.differences import differences
 from visae.storage.hashing import hash_json
 from visae.storage.portable import portable
-from visae.storage.records import read_json, read_record, to_plain, write_record
+from visae.storage.records import read_record, to_plain, write_record
 
 __all__ = [
     "GATHERED",
@@ -91,11 +92,14 @@ def plan_store(
     )
 
 
-def begin(out: Path, plan: StoreRecord) -> bool:
+def begin(out: Path, plan: StoreRecord, source: ImageSource) -> bool:
     """Write ``store.json``, or accept an equal one; False when there is nothing left to do.
 
+    A recording that wrote nothing yet gives way to another.
+
     Raises:
-        StoreError: when the folder, or one shard in it, is of another recording.
+        StoreError: when the folder, or one shard in it, is of another recording, or the list of
+            images has changed since a shard was recorded.
     """
     path = out / "store.json"
     if not path.exists():
@@ -103,13 +107,16 @@ def begin(out: Path, plan: StoreRecord) -> bool:
         return True
     found = read_record(StoreRecord, path, error=StoreError)
     if changes := differences(_lasting(found), _lasting(plan)):
+        if not any(inner.is_dir() for inner in out.iterdir()):
+            write_record(path, plan)
+            return True
         raise StoreError(
             f"This folder holds another recording ({'; '.join(changes[:4])})",
             where=out,
             fix="Choose another --out, or delete the folder",
         )
     missing = missing_shards(out, plan)
-    _refuse_foreign_shards(out, plan, set(range(plan.n_shards)) - set(missing))
+    _refuse_foreign_shards(out, plan, set(range(plan.n_shards)) - set(missing), source)
     gathered = all((out / name).is_file() for name in GATHERED)
     return bool(missing) or not (found.complete and gathered)
 
@@ -220,14 +227,11 @@ def _lasting(record: StoreRecord) -> dict[str, Any]:
     return plain
 
 
-def _refuse_foreign_shards(out: Path, plan: StoreRecord, written: set[int]) -> None:
-    wanted = recording_id(plan)
+def _refuse_foreign_shards(
+    out: Path, plan: StoreRecord, written: set[int], source: ImageSource
+) -> None:
+    n_listed = plan.images_per_shard
     for index in sorted(written):
-        path = shard_path(out, index)
-        found = read_json(path, error=StoreError)
-        if not isinstance(found, dict) or found.get("recording") != wanted:
-            raise StoreError(
-                "This shard belongs to another recording",
-                where=path,
-                fix="Delete it (or the folder) and run the same command again; it resumes",
-            )
+        shard = read_shard_record(out, plan, index)
+        rows = slice(index * n_listed, (index + 1) * n_listed)
+        require_same_images(shard, source, rows, shard_path(out, index))

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from visae.activations.completing import complete
+from visae.activations.continuing import hash_of_images
 from visae.activations.decoding import DecodedImage, Decoding, decoded_images, default_workers
 from visae.activations.format import RecordConfig, StoreRecord
 from visae.activations.planning import (
@@ -78,7 +79,8 @@ def record(
             by another process, or the disk cannot hold the store.
         ModelError: when the model gives NaN or infinite activations (naming image and site).
         ImageError: when there is no image, or none can be read; nothing stays but the list of
-            skipped images, so that the same command starts anew once they are mended.
+            skipped images, so that the same command starts anew once they are mended. With
+            ``strict``, also when shards recorded without it lack images.
     """
     out, ranks = Path(out), ranks or Ranks()
     if not source.entries:
@@ -102,7 +104,21 @@ def record(
             mine = missing[ranks.rank :: ranks.world_size]
             ranks.together(lambda: _write_shards(recording, mine, meter))
             ranks.first(lambda: complete(out, plan, batch_size=config.batch_size))
-    return ActivationStore(out)
+    store = ActivationStore(out)
+    if strict:
+        _require_all_images(store)
+    return store
+
+
+def _require_all_images(store: ActivationStore) -> None:
+    """Refuse a store of which an earlier run left images out."""
+    n_listed = store.record.n_images_in_source
+    if n_skipped := n_listed - store.n_images:
+        raise ImageError(
+            f"{n_skipped} of {n_listed} images were left out when recorded without --strict",
+            where=store.folder / "skipped.csv",
+            fix="Mend them and choose another --out, or leave --strict out",
+        )
 
 
 def _device(model: VisionModel, plan: StoreRecord) -> torch.device:
@@ -124,7 +140,7 @@ def _shards_to_write(recording: _Recording) -> list[int] | None:
     """Begin or go on: the shards that are missing, None when the store is complete."""
     out, plan = recording.out, recording.plan
     remove_leftovers(out)
-    if not begin(out, plan):
+    if not begin(out, plan, recording.source):
         forget_sums(out, plan)
         return None
     missing = missing_shards(out, plan)
@@ -135,7 +151,10 @@ def _shards_to_write(recording: _Recording) -> list[int] | None:
 
 def _require_same_plan(recording: _Recording) -> None:
     """Refuse ranks that see other images, another model or another folder than the first."""
-    plans = recording.ranks.gather((recording.plan, (recording.out / "store.json").is_file()))
+    ranks = recording.ranks
+    images = hash_of_images(recording.source.entries) if ranks.world_size > 1 else ""
+    sees_store = (recording.out / "store.json").is_file()
+    plans = ranks.gather(((recording.plan, images), sees_store))
     for rank, (plan, sees_store) in enumerate(plans):
         if plan != plans[0][0] or not sees_store:
             raise StoreError(

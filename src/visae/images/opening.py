@@ -40,6 +40,8 @@ def open_images(location: str | Path) -> ImageSource:
             lists the accepted forms and the nearest names that exist.
     """
     text = str(location)
+    if not text.strip():
+        raise ImageError("No location of images is given", fix=f"Give one of: {_FORMS}")
     scheme, _, address = text.partition(":")
     if scheme == "bundled":
         return BundledImages(address)
