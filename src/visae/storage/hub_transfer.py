@@ -181,7 +181,7 @@ def _operations(
     files = {**{p: c for p, c in plan.unless_there.items() if p not in known}, **plan.files}
     return [
         *(CommitOperationAdd(p, c if isinstance(c, bytes) else str(c)) for p, c in files.items()),
-        *(CommitOperationDelete(path) for path in plan.stale if path in known - files.keys()),
+        *(CommitOperationDelete(path) for path in plan.stale if path in known),
     ]
 
 
