@@ -377,11 +377,19 @@ def test_runs_need_different_names(planted, tmp_path, names):
         train(planted.store, SITE, group, tmp_path, config=config())
 
 
-def test_an_impossible_sae_is_refused_before_anything_is_written(planted, tmp_path):
-    run = RunConfig(name="a", n_features=30, sparsity=TopK(k=2))
-    with pytest.raises(ConfigError, match="multiple of 16"):
-        train(planted.store, SITE, [run], tmp_path, config=config())
-    assert not (tmp_path / "a" / "sae.json").exists()
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"n_features": 30}, "multiple of 16"),
+        ({"sparsity": TopK(k=49)}, r"k is 49 and n_features is 48 \(sparsity topk\)"),
+        ({"sparsity": BatchTopK(k=49), "matryoshka": False}, "k is 49 and n_features is 48"),
+    ],
+)
+def test_an_impossible_sae_is_refused_before_anything_is_written(planted, tmp_path, changes, said):
+    group = [runs()[0], dataclasses.replace(runs()[1], **changes)]
+    with pytest.raises(ConfigError, match=said):
+        train(planted.store, SITE, group, tmp_path, config=config())
+    assert not list(tmp_path.iterdir())
 
 
 def test_runs_of_one_group_can_read_different_sites(planted, tmp_path, store_of):
@@ -493,6 +501,23 @@ def test_a_number_that_is_none_stops_and_the_last_point_stays(make_planted, tmp_
     assert points[-1] == f"{step:08d}.json"
     for rows in map(read_metrics, tmp_path.iterdir()):
         assert all(row["loss"] == row["loss"] for row in rows)
+
+
+def test_once_the_data_is_mended_training_goes_on_bit_for_bit(make_planted, tmp_path):
+    planted = make_planted(seed=3)
+    train(planted.store, SITE, runs()[:3], tmp_path / "whole", config=config())
+    path = planted.store.folder / SITE / f"{planted.store.n_shards - 1:05d}.safetensors"
+    good = path.read_bytes()
+    spoil(planted.store)
+    with pytest.raises(StoreError, match="holds NaN or infinite activations"):
+        train(planted.store, SITE, runs()[:3], tmp_path / "mended", config=config())
+    path.write_bytes(good)
+    told = []
+    train(
+        planted.store, SITE, runs()[:3], tmp_path / "mended", config=config(), progress=told.append
+    )
+    assert told[0].done > 100
+    assert results(tmp_path / "mended") == results(tmp_path / "whole")
 
 
 def test_a_number_that_is_none_in_the_first_tokens_stops_at_once(make_planted, tmp_path):

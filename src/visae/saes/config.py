@@ -35,6 +35,7 @@ class SAEConfig:
         if k > self.n_features:
             raise ConfigError(
                 f"k is {k} and n_features is {self.n_features}",
+                where=f"sparsity {self.sparsity.kind}",
                 fix="Keep at most n_features features per token",
             )
         rising = all(a < b for a, b in zip((0, *self.prefixes), self.prefixes, strict=False))

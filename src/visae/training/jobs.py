@@ -103,7 +103,8 @@ def jobs_of(
     """The jobs of some runs.
 
     Raises:
-        ConfigError: when the stream lacks a site, or a transcoder's two sites differ in width.
+        ConfigError: when the stream lacks a site, a transcoder's two sites differ in width, or an
+            SAE cannot have the shape asked for.
     """
     return [_job(stream, run, out, config) for run in runs]
 
@@ -184,6 +185,7 @@ def _job(stream: TokenStream, run: RunConfig, out: Path, config: TrainConfig) ->
             where=f"{run.name}: {site} to {target}",
             fix="Choose two sites of the same width",
         )
+    run.sae_config(widths[0])  # refuses a shape that cannot be, before anything is written
     return Job(run, site, out / run.name, _recipe(stream, site, run, config))
 
 
