@@ -13,9 +13,9 @@ from visae.errors import ConfigError
 if TYPE_CHECKING:
     from visae.activations.stream import TokenStream
     from visae.distributed import Ranks
-    from visae.saes.config import ArchetypesConfig
-    from visae.saes.learned import AnySparsity
     from visae.training.config import RunConfig, TrainConfig
+    from visae.training.sweep_config import RunSettings, SweepConfig
+    from visae.training.sweep_results import SweepResult
 
 __all__ = ["TrainCommand"]
 
@@ -27,7 +27,8 @@ class TrainCommand(LongVerb):
     """Train sparse autoencoders: an activation store, or images and a model → SAEs."""
 
     out: Path
-    """Folder of the SAE; with several seeds, -s0, -s1 … is added. Run again to resume."""
+    """Folder of the SAE; with several seeds, -s0, -s1 … is added; of a sweep, the folder that its
+    SAEs and their table go to. Run again to resume."""
     store: Path | None = None
     """Folder of the store; of saev, a folder of shards."""
     live: LiveOptions = dataclasses.field(default_factory=LiveOptions)
@@ -78,6 +79,10 @@ class TrainCommand(LongVerb):
     """Seed of the order of the tokens."""
     buffer_mb: int | None = None
     """Memory for mixing tokens, in MiB; without it, what the batch size needs, 1 to 4 GiB."""
+    sweep: Path | None = None
+    """TOML file with settings that vary: many SAEs from one pass; other options hold for all."""
+    memory_gb: float | None = None
+    """Memory for the SAEs of a sweep, instead of most of what is free; more are trained later."""
     loop: LoopOptions = dataclasses.field(default_factory=LoopOptions)
     """How training goes."""
 
@@ -86,13 +91,53 @@ class TrainCommand(LongVerb):
         from visae.distributed import joined_ranks
         from visae.training.loop import train_on
 
+        if self.sweep is not None:
+            self._run_sweep(self.sweep, screen)
+            return
         with joined_ranks() as ranks:
-            stream, config = self._stream(ranks)
-            runs = self._runs(stream.sites[0], stream.d_model(stream.sites[0]))
+            stream, config = self._stream(ranks, self._plan())
+            runs = self._runs(stream)
             out = self.out.parent
             train_on(stream, runs, out, config=config, progress=screen.progress, ranks=ranks)
         if ranks.is_first:
             self._say(runs, screen)
+
+    def _run_sweep(self, path: Path, screen: Screen) -> None:
+        """Train the SAEs of a sweep, and show its table and figure."""
+        from visae.distributed import joined_ranks
+        from visae.training.sweep import train_sweep
+        from visae.training.sweep_config import read_sweep
+
+        sweep = read_sweep(path)
+        plan = list(sweep.settings(self._settings(), where=path).values())
+        with joined_ranks() as ranks:
+            stream, config = self._stream(ranks, plan)
+            result = train_sweep(
+                stream,
+                self._runs_of(sweep, stream),
+                self.out,
+                config=config,
+                rule=sweep.choice,
+                memory_bytes=None if self.memory_gb is None else round(self.memory_gb * 1e9),
+                progress=screen.progress,
+                ranks=ranks,
+            )
+        if ranks.is_first:
+            self._show(result, screen)
+
+    def _show(self, result: "SweepResult", screen: Screen) -> None:
+        from visae.reports.sweep_figure import write_sweep_figure
+
+        screen.say(result.table())
+        screen.say(f"*: {result.rule_text}; +: none has less NMSE at no larger L0")
+        for choice in result.choices:
+            screen.say(f"Chosen at {choice.sites}: {choice.chosen or 'none is within the bounds'}")
+        files = [self.out / name for name in ("results.csv", "results.parquet")]
+        if any(row.candidate for row in result.rows):
+            files += write_sweep_figure(result, self.out)
+        screen.say(f"Table and figure: {', '.join(map(str, files))}")
+        names = [choice.chosen for choice in result.choices] + [result.rows[0].name]
+        screen.say(self._next(self.out / next(name for name in names if name is not None)))
 
     def _say(self, runs: "list[RunConfig]", screen: Screen) -> None:
         from visae.saes.checkpoint import read_sae_record
@@ -110,24 +155,26 @@ class TrainCommand(LongVerb):
         live = f"--images {self.live.images} --model {self.live.model}"
         return f"Next: visae record {live} --out DIR, and evaluate {sae} on it"
 
-    def _stream(self, ranks: "Ranks") -> "tuple[TokenStream, TrainConfig]":
+    def _stream(
+        self, ranks: "Ranks", plan: "list[RunSettings]"
+    ) -> "tuple[TokenStream, TrainConfig]":
         if self.store is not None:
-            return self._stored_stream()
-        return self._live_stream(ranks.device(self.loop.device))
+            return self._stored_stream(plan)
+        return self._live_stream(plan, ranks.device(self.loop.device))
 
-    def _stored_stream(self) -> "tuple[TokenStream, TrainConfig]":
+    def _stored_stream(self, plan: "list[RunSettings]") -> "tuple[TokenStream, TrainConfig]":
         from visae.activations.loaders import ShuffledTokens
         from visae.activations.opening import open_store
         from visae.activations.selection import select
 
         self.live.require_none()
         store = open_store(self.store or Path())
-        site, where = self.site or self._trainable_site(store.sites), self.where.token_filter()
-        n_tokens = select(store, site, tokens=self.tokens, where=where).n_tokens
+        sites, where = self._sites(plan, list(store.sites)), self.where.token_filter()
+        n_tokens = select(store, sites[0], tokens=self.tokens, where=where).n_tokens
         config = self._config(n_tokens)
         stream = ShuffledTokens(
             store,
-            *self._sites(site),
+            *sites,
             tokens=config.tokens,
             where=where,
             batch_size=config.batch_size,
@@ -136,17 +183,19 @@ class TrainCommand(LongVerb):
         )
         return stream, config
 
-    def _live_stream(self, device: str) -> "tuple[TokenStream, TrainConfig]":
+    def _live_stream(
+        self, plan: "list[RunSettings]", device: str
+    ) -> "tuple[TokenStream, TrainConfig]":
         from visae.activations.live import LiveTokens
 
         self.where.require_none()
         source, model = self.live.open(device=device)
-        site = self.site or self._trainable_site(list(model.sites))
-        config = self._config(len(source.entries) * model.layout(site).n_kept(self.tokens))
+        sites = self._sites(plan, list(model.sites))
+        config = self._config(len(source.entries) * model.layout(sites[0]).n_kept(self.tokens))
         stream = LiveTokens(
             source,
             model,
-            *self._sites(site),
+            *sites,
             tokens=config.tokens,
             batch_size=config.batch_size,
             buffer_bytes=config.buffer_bytes,
@@ -156,9 +205,11 @@ class TrainCommand(LongVerb):
         )
         return stream, config
 
-    def _sites(self, site: str) -> list[str]:
-        wanted = [site] if self.target_site is None else [site, self.target_site]
-        return list(dict.fromkeys(wanted))
+    def _sites(self, plan: "list[RunSettings]", known: list[str]) -> list[str]:
+        """Every site that is read or given, the one of SAEs that name none first."""
+        named = [site for one in plan for site in (one.site, one.target_site) if site is not None]
+        unnamed = any(one.site is None for one in plan)
+        return list(dict.fromkeys([self._trainable_site(known), *named] if unnamed else named))
 
     def _trainable_site(self, sites: list[str]) -> str:
         others = [site for site in sites if site != self.target_site] or sites
@@ -171,44 +222,39 @@ class TrainCommand(LongVerb):
             fix=f"Name one with --site: {', '.join(sites)}",
         )
 
-    def _runs(self, site: str, d_model: int) -> "list[RunConfig]":
-        from visae.training.config import RunConfig
+    def _settings(self) -> "RunSettings":
+        """The options as the settings of an SAE."""
+        from visae.training.sweep_config import RunSettings
 
-        several = len(self.seeds) > 1
-        return [
-            RunConfig(
-                name=f"{self.out.name}-s{seed}" if several else self.out.name,
-                n_features=self.expansion * d_model if self.n_features is None else self.n_features,
-                sparsity=self._sparsity(),
-                matryoshka=self.matryoshka,
-                random_prefixes=self.random_prefixes,
-                archetypes=self._archetypes(),
-                orthogonality=self.orthogonality,
-                site=site,
-                target_site=self.target_site,
-                seed=seed,
-                learning_rate=self.learning_rate,
-                control=self.control,
+        if self.sweep is not None and self.seeds != (0,):
+            raise ConfigError(
+                "The seeds of a sweep stand in its file",
+                where="--seeds",
+                fix=f"Write for example seed = [0, 1, 2] below [grid] in {self.sweep}",
             )
-            for seed in self.seeds
+        names = {field.name for field in dataclasses.fields(RunSettings)}
+        given = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name in names}
+        return RunSettings(**given)
+
+    def _plan(self) -> "list[RunSettings]":
+        """The settings of one SAE a seed."""
+        return [dataclasses.replace(self._settings(), seed=seed) for seed in self.seeds]
+
+    def _runs(self, stream: "TokenStream") -> "list[RunConfig]":
+        site, several = stream.sites[0], len(self.seeds) > 1
+        return [
+            dataclasses.replace(settings, site=site).run(
+                f"{self.out.name}-s{settings.seed}" if several else self.out.name,
+                stream.d_model(site),
+            )
+            for settings in self._plan()
         ]
 
-    def _sparsity(self) -> "AnySparsity":
-        from visae.saes.learned import Gated, JumpReLU
-        from visae.saes.sparsity import BatchTopK, ReLU, TopK
-
-        if self.kind == "jumprelu":
-            return JumpReLU(target_l0=float(self.k))
-        if self.kind in ("relu", "gated"):
-            return ReLU(l1=self.l1) if self.kind == "relu" else Gated(l1=self.l1)
-        return TopK(k=self.k) if self.kind == "topk" else BatchTopK(k=self.k)
-
-    def _archetypes(self) -> "ArchetypesConfig | None":
-        from visae.saes.config import ArchetypesConfig
-
-        if self.decoder == "free":
-            return None
-        return ArchetypesConfig(n_centroids=self.n_centroids)
+    def _runs_of(self, sweep: "SweepConfig", stream: "TokenStream") -> "list[RunConfig]":
+        base = dataclasses.replace(self._settings(), site=self.site or stream.sites[0])
+        return sweep.runs(
+            base, lambda one: stream.d_model(one.site or base.site or ""), where=self.sweep
+        )
 
     def _config(self, n_stored: int) -> "TrainConfig":
         from visae.training.config import TrainConfig
