@@ -95,7 +95,7 @@ class TrainCommand(LongVerb):
             self._run_sweep(self.sweep, screen)
             return
         with joined_ranks() as ranks:
-            stream, config = self._stream(ranks, self._plan())
+            stream, config = self._stream(ranks, [self._settings()])
             runs = self._runs(stream)
             out = self.out.parent
             train_on(stream, runs, out, config=config, progress=screen.progress, ranks=ranks)
@@ -236,18 +236,15 @@ class TrainCommand(LongVerb):
         given = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name in names}
         return RunSettings(**given)
 
-    def _plan(self) -> "list[RunSettings]":
-        """The settings of one SAE a seed."""
-        return [dataclasses.replace(self._settings(), seed=seed) for seed in self.seeds]
-
     def _runs(self, stream: "TokenStream") -> "list[RunConfig]":
-        site, several = stream.sites[0], len(self.seeds) > 1
+        """One SAE a seed."""
+        settings = dataclasses.replace(self._settings(), site=stream.sites[0])
+        several, d_model = len(self.seeds) > 1, stream.d_model(stream.sites[0])
         return [
-            dataclasses.replace(settings, site=site).run(
-                f"{self.out.name}-s{settings.seed}" if several else self.out.name,
-                stream.d_model(site),
+            dataclasses.replace(settings, seed=seed).run(
+                f"{self.out.name}-s{seed}" if several else self.out.name, d_model
             )
-            for settings in self._plan()
+            for seed in self.seeds
         ]
 
     def _runs_of(self, sweep: "SweepConfig", stream: "TokenStream") -> "list[RunConfig]":
