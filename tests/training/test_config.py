@@ -85,6 +85,7 @@ def test_what_is_seen_kept_and_computed_on_does_not_shape_an_sae():
         checkpoint_tokens=8,
         engine="torch",
         device="cpu",
+        shared="tokens",
         track="wandb",
     )
     assert one.shape == other.shape

@@ -5,12 +5,14 @@ features a token, at the cost of the encode and little more: no dense matrix of 
 kept, nor any graph. Which back end does the work is ``saes/kernels/choice.py``'s to say.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from visae.saes.codes import SparseCodes
 from visae.saes.kernels.auxk import dead_features
 from visae.saes.kernels.choice import keep_of
 from visae.saes.kernels.interface import AdamState, Batch, Kernels, RowGradients, Weights
@@ -60,11 +62,16 @@ class SparseEngine:
         target: Float[Tensor, "token d_model"] | None = None,
         prefixes: tuple[int, ...] = (),
         sparsity: AnySparsity | None = None,
+        settle: Callable[[SparseCodes], SparseCodes] | None = None,
     ) -> EngineStep:
-        """Loss and gradients of a batch of raw activations; arguments as for ``batch_loss``."""
+        """Loss and gradients of a batch of raw activations; arguments as for ``batch_loss``.
+
+        ``settle`` may drop entries of the codes before anything is made of them.
+        """
         batch = self._batch(x, target, prefixes)
         keep = self._keep if sparsity is None else keep_of(sparsity)
         codes = self._kernels.codes(batch.centred, self._weights, keep)
+        codes = codes if settle is None else settle(codes)
         decoded = self._kernels.decode(batch, codes, self._weights)
         nested, auxk, extra = decoded.losses.mean(), torch.zeros_like(decoded.losses[0]), None
         if auxk_alpha and dead.any():

@@ -23,7 +23,7 @@ _LONG_RUN_STEPS = 20_000
 _MOST_HASTE = 16.0
 _SHAPELESS = (
     *("log_steps", "checkpoint_seconds", "checkpoint_tokens"),
-    *("engine", "device", "track"),
+    *("engine", "device", "shared", "track"),
 )
 
 Control = Literal["none", "untrained", "frozen-decoder", "frozen-encoder", "random-activations"]
@@ -191,6 +191,8 @@ class TrainConfig:
     """What trains: ``reference`` (dense autograd), or a back end of the sparse engine."""
     device: str = "auto"
     """cpu, cuda, cuda:1 …"""
+    shared: Literal["saes", "tokens"] = "saes"
+    """What several processes share out: the SAEs of the group, or the tokens of every batch."""
     track: TrackerName | None = None
     """Send the figures there too."""
 

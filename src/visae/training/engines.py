@@ -4,7 +4,9 @@ Both give the same weights to rounding, and keep Adam's state under the same nam
 which one has begun is resumed by the other. Between ``Trainee`` and ``saes``.
 """
 
-from typing import NamedTuple, Protocol, final, runtime_checkable
+import functools
+from collections.abc import Callable
+from typing import NamedTuple, Protocol, cast, final, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
@@ -12,15 +14,17 @@ from torch import Tensor, nn
 
 from visae.errors import StoreError
 from visae.saes.archetypal import Archetypes
+from visae.saes.codes import SparseCodes
 from visae.saes.engine import SparseEngine
 from visae.saes.kernels.choice import choose_kernels
-from visae.saes.kernels.interface import Kernels
+from visae.saes.kernels.interface import Kernels, RowGradients
 from visae.saes.learned import AnySparsity, LearnedSparsity
 from visae.saes.losses import BatchLoss, batch_loss
 from visae.saes.orthogonality import orthogonality_loss
 from visae.saes.sae import SAE
 from visae.saes.sparsity import BatchTopK, TopK
 from visae.training.config import Control, RunConfig, TrainConfig
+from visae.training.sharing import Share
 
 __all__ = ["DenseEngine", "Engine", "KernelEngine", "StepInput", "choose_engine"]
 
@@ -29,7 +33,7 @@ class StepInput(NamedTuple):
     """What one optimisation step is made from."""
 
     x: Float[Tensor, "token d_model"]
-    """Raw activations."""
+    """Raw activations, of this process's share of the batch."""
     target: Float[Tensor, "token d_model"] | None
     """Those of the same tokens at a transcoder's other site."""
     dead: Bool[Tensor, " feature"]
@@ -44,6 +48,47 @@ class StepInput(NamedTuple):
     """Learning rate."""
     generator: torch.Generator
     """Random numbers of this step."""
+    share: Share
+    """What is known of the rest of the batch."""
+
+    @property
+    def selection(self) -> AnySparsity:
+        """The sparsity of this share before it is settled with the others."""
+        return self.share.wider(self.sparsity, self.dead.shape[0])
+
+    @property
+    def settle(self) -> Callable[[SparseCodes], SparseCodes]:
+        """What the whole batch keeps of a share's codes."""
+        return functools.partial(self.share.settle, sparsity=self.sparsity)
+
+    @property
+    def settled(self) -> AnySparsity:
+        """A sparsity that keeps at once what the whole batch keeps of a share."""
+        if self.share.is_whole or not isinstance(self.sparsity, BatchTopK):
+            return self.sparsity
+        return _Settled(self)
+
+
+@final
+class _Settled:
+    """BatchTopK over the whole batch, applied to a share of it."""
+
+    kind = "batch-topk"
+    uses_threshold = True
+    compares_features = False
+
+    def __init__(self, given: StepInput) -> None:
+        self._given = given
+
+    def select(self, pre: Float[Tensor, "token feature"]) -> SparseCodes:
+        given = self._given
+        wider = given.share.wider(given.sparsity, pre.shape[1])
+        return given.settle(cast(BatchTopK, wider).select(pre))
+
+    def penalty(
+        self, values: Float[Tensor, " entry"], norms: Float[Tensor, " entry"], n_tokens: int
+    ) -> Float[Tensor, ""]:
+        return values.new_zeros(())
 
 
 @runtime_checkable
@@ -122,11 +167,14 @@ class KernelEngine:
             auxk_alpha=self._config.auxk_alpha,
             target=given.target,
             prefixes=given.prefixes,
-            sparsity=given.sparsity,
+            sparsity=given.selection,
+            settle=given.settle,
         )
-        _require_finite(found.loss, given.x, self._run.name)
-        self._engine.update(found.gradients, rate=given.rate, clip_norm=self._config.clip_norm)
-        return found.loss
+        loss = _averaged(found.loss, given.share)
+        _require_finite(loss, given.x, self._run.name)
+        gradients = _averaged_rows(found.gradients, given.share)
+        self._engine.update(gradients, rate=given.rate, clip_norm=self._config.clip_norm)
+        return loss
 
     def state(self) -> dict[str, Tensor]:
         """Adam's state."""
@@ -155,18 +203,20 @@ class DenseEngine:
 
     def step(self, given: StepInput) -> BatchLoss:
         """The loss of a batch, by autograd."""
-        loss = self._loss(given)
+        own = self._loss(given)
+        loss = _averaged(own._replace(total=own.total.detach().clone()), given.share)
         _require_finite(loss, given.x, self._run.name)
         self._optimiser.zero_grad()
         self._sae.zero_grad()
-        torch.autograd.backward(loss.total)
+        torch.autograd.backward(own.total)
+        given.share.average(*(p.grad for p in self._sae.parameters() if p.grad is not None))
         self._project_and_clip()
         for group in self._optimiser.param_groups:
             group["lr"] = given.rate
         self._optimiser.step()
         self._renormalise()
         self._hold_learned()
-        return loss._replace(total=loss.total.detach())
+        return loss
 
     def _loss(self, given: StepInput) -> BatchLoss:
         loss = batch_loss(
@@ -177,7 +227,7 @@ class DenseEngine:
             penalty_share=given.penalty_share,
             target=given.target,
             prefixes=given.prefixes,
-            sparsity=given.sparsity,
+            sparsity=given.settled,
         )
         if not self._run.orthogonality:
             return loss
@@ -244,6 +294,23 @@ def _trainable(sae: SAE, archetypes: Archetypes | None, control: Control) -> lis
         return learning
     free = [parameter for parameter in learning if parameter is not sae.W_dec]
     return [*free, *archetypes.parameters()]
+
+
+def _averaged(loss: BatchLoss, share: Share) -> BatchLoss:
+    """The figures of the whole batch; its codes stay those of the share."""
+    share.average(*loss[:3])
+    return loss
+
+
+def _averaged_rows(found: RowGradients, share: Share) -> RowGradients:
+    """The gradients of the whole batch, in the place of the share's."""
+    if share.is_whole:
+        return found
+    for gradient in found.weights[:3]:
+        gradient[~found.touched] = 0
+    share.average(*found.weights)
+    norm = torch.stack([gradient.norm() for gradient in found.weights]).norm()
+    return RowGradients(found.weights, share.either(found.touched), norm)
 
 
 def _require_finite(loss: BatchLoss, x: Tensor, name: str) -> None:

@@ -19,6 +19,7 @@ from visae.saes.sae import SAE
 from visae.storage.records import to_plain
 from visae.training.config import RunConfig, TrainConfig
 from visae.training.resume import remove_points, require_recipe
+from visae.training.sharing import Share
 from visae.training.trainee import Trainee
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "is_finished",
     "jobs_of",
     "require_different_names",
+    "require_equal_shares",
     "require_matching",
     "require_work_for_all",
     "sites_of",
@@ -67,16 +69,18 @@ class Group:
     """The loop's settings."""
     device: torch.device
     """Where the SAEs lie."""
+    share: Share
+    """This process's share of every batch."""
 
     @classmethod
-    def of(cls, stream: TokenStream, jobs: list[Job], config: TrainConfig) -> "Group":
+    def of(cls, stream: TokenStream, jobs: list[Job], config: TrainConfig, share: Share) -> "Group":
         """The group of some jobs, on their device, with weights of zero."""
         device = choose_device(config.device)
         members = []
         for job in jobs:
             sae = SAE(job.run.sae_config(stream.d_model(job.site))).to(device)
-            members.append((job, Trainee(sae, job.run, config)))
-        return cls(members=members, stream=stream, config=config, device=device)
+            members.append((job, Trainee(sae, job.run, config, share)))
+        return cls(members=members, stream=stream, config=config, device=device, share=share)
 
     @property
     def learners(self) -> list[tuple[Job, Trainee]]:
@@ -145,7 +149,7 @@ def require_matching(stream: TokenStream, config: TrainConfig) -> None:
 
 
 def require_work_for_all(jobs: Sequence[Job], ranks: Ranks) -> None:
-    """Refuse processes that would have nothing to do.
+    """Refuse processes that would have nothing to do when they share SAEs out.
 
     Raises:
         ConfigError: when there are more of them than SAEs.
@@ -154,7 +158,21 @@ def require_work_for_all(jobs: Sequence[Job], ranks: Ranks) -> None:
         raise ConfigError(
             f"{ranks.world_size} processes cannot share {len(jobs)} SAEs out",
             where=", ".join(job.run.name for job in jobs),
-            fix="Start at most as many processes as SAEs, or train more of them, as with --seeds",
+            fix="Start at most as many processes as SAEs, or share the tokens of batches out",
+        )
+
+
+def require_equal_shares(config: TrainConfig, ranks: Ranks) -> None:
+    """Refuse batches of which not every process gets the same number of tokens.
+
+    Raises:
+        ConfigError: when the batch size is no multiple of the number of processes.
+    """
+    if config.batch_size % ranks.world_size:
+        raise ConfigError(
+            f"{ranks.world_size} processes cannot share batches of {config.batch_size} tokens out",
+            where="batch_size",
+            fix="Give a multiple of the number of processes",
         )
 
 

@@ -64,7 +64,8 @@ class Journal:
             figures = trainee.figures(loss, tokens[job.wanted_site])
             line = _figures(trainee, figures, step) | pace
             place = {"step": step, "tokens": step * config.batch_size}
-            append_metrics(job.folder, {**place, **line, "engine": trainee.engine})
+            if self._group.share.ranks.is_first:
+                append_metrics(job.folder, {**place, **line, "engine": trainee.engine})
             if job.folder in self._trackers:
                 self._trackers[job.folder].log(line, step)
             shown.append(figures)
@@ -96,7 +97,7 @@ class Journal:
     def _start_trackers(self, step: int) -> dict[Path, Tracker]:
         """One for each SAE that learns; none where none is asked for."""
         name, trackers = self._group.config.track, {}
-        if name is not None:
+        if name is not None and self._group.share.ranks.is_first:
             for job, _ in self._group.learners:
                 tracker = open_tracker(name, job.folder, recipe=job.recipe, step=step)
                 self._open.callback(tracker.close)

@@ -2,8 +2,8 @@
 
 ``train`` takes its tokens from a store, ``train_on`` from any stream. Every SAE of the group sees
 the same batches in the same order. Interrupt it at any moment and run it again: it goes on from
-the last resume point, with bit-equal SAEs on the CPU. Several processes share the SAEs out; each
-SAE is then the one that a single process makes.
+the last resume point, with bit-equal SAEs on the CPU. Several processes share the SAEs out, and
+each SAE is then the one that a single process makes; or they share the tokens of every batch.
 """
 
 import contextlib
@@ -27,6 +27,7 @@ from visae.training.jobs import (
     is_finished,
     jobs_of,
     require_different_names,
+    require_equal_shares,
     require_matching,
     require_work_for_all,
     sites_of,
@@ -34,6 +35,7 @@ from visae.training.jobs import (
 from visae.training.journal import Journal
 from visae.training.metrics import read_metrics
 from visae.training.resume import remove_points
+from visae.training.sharing import Share
 from visae.training.starting import start_or_resume, write_points
 from visae.training.tracking import require_installed
 
@@ -82,8 +84,8 @@ def train_on(
     """Train the SAEs of ``runs`` on a stream; each is written to ``out / run.name``.
 
     SAEs that are finished already are not trained again. Runs without a site of their own read
-    the stream's first. Of several ``ranks``, each calls this with the same arguments and trains
-    some of the SAEs; each reads the whole stream.
+    the stream's first. Of several ``ranks``, each calls this with the same arguments and reads the
+    whole stream; ``config.shared`` says what they share out.
 
     Raises:
         ConfigError: when two runs share a name, an SAE cannot have the shape asked for, the engine
@@ -97,11 +99,16 @@ def train_on(
     require_installed(config.track)
     ranks = ranks or Ranks()
     jobs = jobs_of(stream, runs, Path(out), config)
-    require_work_for_all(jobs, ranks)
-    mine = jobs[ranks.rank :: ranks.world_size]
     config = dataclasses.replace(config, device=ranks.device(config.device))
     told = progress if ranks.is_first else silent
-    ranks.together(lambda: _make(stream, mine, config, progress=told, ranks=ranks))
+    if config.shared == "tokens":  # whoever fails ends the others, who wait for it in every step
+        require_equal_shares(config, ranks)
+        _make(stream, jobs, config, progress=told, share=Share(ranks))
+        ranks.gather(None)
+    else:
+        require_work_for_all(jobs, ranks)
+        mine, whole = jobs[ranks.rank :: ranks.world_size], Share(Ranks(store=ranks.store))
+        ranks.together(lambda: _make(stream, mine, config, progress=told, share=whole))
     return [load_sae(job.folder, kinds=[type(job.run.sparsity)]) for job in jobs]
 
 
@@ -111,16 +118,19 @@ def _make(
     config: TrainConfig,
     *,
     progress: ProgressCallback,
-    ranks: Ranks,
+    share: Share,
 ) -> None:
-    """Make the SAEs of this process that are not there yet."""
-    with _claimed(jobs):
-        if open_jobs := [job for job in jobs if not is_finished(job)]:
-            group = Group.of(stream, open_jobs, config)
+    """Make those of some SAEs that are not there yet."""
+    ranks = share.ranks
+    with _claimed(jobs if ranks.is_first else []):
+        done = ranks.first(lambda: [is_finished(job) for job in jobs])
+        if open_jobs := [job for job, is_done in zip(jobs, done, strict=True) if not is_done]:
+            group = Group.of(stream, open_jobs, config, share)
             step = start_or_resume(group)
             with Journal(group, step, progress) as journal:
-                _optimise(group, step, journal, ranks)
-            _save(group)
+                _optimise(group, step, journal)
+            if ranks.is_first:
+                _save(group)
 
 
 @contextlib.contextmanager
@@ -133,21 +143,21 @@ def _claimed(jobs: Sequence[Job]) -> Iterator[None]:
         yield
 
 
-def _optimise(group: Group, step: int, journal: Journal, ranks: Ranks) -> None:
+def _optimise(group: Group, step: int, journal: Journal) -> None:
     """The loop: batches in, steps, figures, resume points; the place to stop if others failed."""
     n_steps = group.config.n_steps if group.learners else 0
     with contextlib.closing(iter(group.stream)) as batches:
         while step < n_steps:
             tokens = group.prepare(journal.wait(batches))
-            losses = []
+            own, losses = group.share.of(tokens), []
             for job, trainee in group.learners:
-                x, target = job.of(tokens)
+                x, target = job.of(own)
                 losses.append(trainee.step(x, step, target))
             step += 1
             journal.write(step, tokens, losses)
-            if journal.is_due(step):
+            if journal.is_due(step) and group.share.ranks.is_first:
                 write_points(group, step)
-                ranks.count("resume points", 1)
+                group.share.ranks.count("resume points", 1)
 
 
 def _save(group: Group) -> None:

@@ -28,16 +28,15 @@ def start_or_resume(group: Group) -> int:
         CheckpointError: when a folder holds an interrupted run with other settings.
         StoreError: when the first tokens hold NaN or infinite values.
     """
-    for job, _ in group.members:
-        check_points(job.folder, recipe=job.recipe)
-    step = latest_common_step([job.folder for job, _ in group.members])
+    step = group.share.ranks.first(lambda: _common_step(group))
     if step is None:
         _start(group)
         return 0
     for job, trainee in group.members:
         point, state = read_point(job.folder, step)
         trainee.restore(state)
-        cut_metrics(job.folder, step)
+        if group.share.ranks.is_first:
+            cut_metrics(job.folder, step)
         group.stream.state = point.loader
     return step
 
@@ -49,16 +48,23 @@ def write_points(group: Group, step: int) -> None:
         write_point(job.folder, point, trainee.state())
 
 
+def _common_step(group: Group) -> int | None:
+    for job, _ in group.members:
+        check_points(job.folder, recipe=job.recipe)
+    return latest_common_step([job.folder for job, _ in group.members])
+
+
 def _start(group: Group) -> None:
     """Begin anew: normalise, and initialise every SAE from the stream's first tokens."""
     normal = {site: group.stream.normalisation(site) for site in group.sites}
     sizes = [max(group.config.batch_size, job.run.n_start_tokens) for job, _ in group.members]
     sample = group.prepare(_first_tokens(group.stream, max(sizes)))
     for (job, trainee), size in zip(group.members, sizes, strict=True):
-        remove_points(job.folder)
+        if group.share.ranks.is_first:
+            remove_points(job.folder)
+            cut_metrics(job.folder, -1)
         _normalise(trainee.sae, normal[job.site], normal.get(job.run.target_site or ""))
         trainee.start(*job.of({site: tokens[:size] for site, tokens in sample.items()}))
-        cut_metrics(job.folder, -1)
 
 
 def _normalise(sae: SAE, of_input: Normalisation, of_target: Normalisation | None) -> None:

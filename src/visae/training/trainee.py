@@ -4,10 +4,11 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
+from visae.distributed import Ranks
 from visae.saes.archetypal import Archetypes
 from visae.saes.initialise import Rows, initialise
 from visae.saes.losses import BatchLoss
@@ -16,6 +17,7 @@ from visae.saes.sae import SAE
 from visae.training.average import WeightAverage
 from visae.training.config import Control, RunConfig, TrainConfig
 from visae.training.engines import StepInput, choose_engine
+from visae.training.sharing import Share
 
 __all__ = ["StepFigures", "Trainee"]
 
@@ -43,12 +45,17 @@ class StepFigures(NamedTuple):
 class Trainee:
     """An SAE, its Adam state, its threshold's running mean and when each feature last fired.
 
+    Of several processes with a share of every batch each, all have the same.
+
     Raises:
         ConfigError: when the engine asked for cannot train this SAE.
     """
 
-    def __init__(self, sae: SAE, run: RunConfig, config: TrainConfig) -> None:
+    def __init__(
+        self, sae: SAE, run: RunConfig, config: TrainConfig, share: Share | None = None
+    ) -> None:
         self.sae, self.run, self._config = sae, run, config
+        self._share = share or Share(Ranks())
         self._archetypes = _archetypes(sae, run)
         self._engine = choose_engine(sae, run, config, self._archetypes)
         self._peak_rate = run.peak_learning_rate(config.n_steps)
@@ -124,7 +131,7 @@ class Trainee:
         """
         loss = self._engine.step(self._input(x, number, target))
         self._observe_threshold(loss.codes.values)
-        self._observe_firing(loss.codes.features, x.shape[0])
+        self._observe_firing(self._n_fired(loss), x.shape[0] * self._share.ranks.world_size)
         if self._average is not None:
             self._average.observe(self.sae)
         return loss
@@ -143,16 +150,16 @@ class Trainee:
             penalty_share=config.penalty_schedule.factor(number, config.n_steps),
             rate=self.rate(number),
             generator=generator,
+            share=self._share,
         )
 
     def figures(self, loss: BatchLoss, wanted: Float[Tensor, "token d_model"]) -> StepFigures:
-        """What a step's loss comes to; ``wanted`` are the raw activations to reconstruct."""
-        n_tokens = wanted.shape[0]
-        fired = torch.bincount(loss.codes.features, minlength=self.sae.n_features)
+        """What a step's loss comes to; ``wanted`` is what the whole batch was to give."""
+        n_tokens, fired = wanted.shape[0], self._n_fired(loss)
         return StepFigures(
             loss=float(loss.total),
             nmse=float(loss.reconstruction / self._spread(wanted)),
-            l0=loss.codes.values.numel() / n_tokens,
+            l0=int(fired.sum()) / n_tokens,
             auxk=float(loss.auxk),
             dead=int(self.dead.sum()),
             dense_share=float((fired > _DENSE_SHARE * n_tokens).double().mean()),
@@ -194,15 +201,23 @@ class Trainee:
         1 000 batches, so that it follows a young SAE; a batch without a positive value changes
         nothing.
         """
-        if not self.sae.config.sparsity.uses_threshold or values.numel() == 0:
+        if not self.sae.config.sparsity.uses_threshold:
+            return
+        least = self._share.smallest(values)
+        if torch.isinf(least):
             return
         self._n_thresholds += 1
         memory = min(_LONGEST_MEMORY, max(1.0, self._n_thresholds / 10))
-        self.sae.threshold.lerp_(values.min(), 1.0 / memory)
+        self.sae.threshold.lerp_(least, 1.0 / memory)
 
-    def _observe_firing(self, features: Tensor, n_tokens: int) -> None:
+    def _n_fired(self, loss: BatchLoss) -> Int64[Tensor, " feature"]:
+        """On how many tokens of the whole batch each feature fired."""
+        counts = torch.bincount(loss.codes.features, minlength=self.sae.n_features)
+        return self._share.total(counts)
+
+    def _observe_firing(self, n_fired: Int64[Tensor, " feature"], n_tokens: int) -> None:
         self.tokens_since_fired += n_tokens
-        self.tokens_since_fired.index_fill_(0, features, 0)
+        self.tokens_since_fired[n_fired > 0] = 0
 
 
 def _archetypes(sae: SAE, run: RunConfig) -> Archetypes | None:
