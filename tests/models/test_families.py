@@ -296,6 +296,16 @@ def test_windows_of_attention_are_not_listed_as_sites(model_of):
         model.layout("attention@0")
 
 
+@pytest.mark.parametrize("site", ["attention@0", "blocks.0.attn", "heads@0"])
+def test_a_padded_window_is_not_taken_for_the_image(site):
+    """A square image smaller than a window of 14 × 14 patches is padded to one window."""
+    model = build(Family("samvit_base_patch16_224", (), VIT | {"img_size": (48, 48)}, (48, 48)))
+    assert model.layout("residual@0").grid == (3, 3)
+    assert not {"attention@0", "heads@0"} & set(model.sites)
+    with pytest.raises(ModelError, match=r"a map of \(14, 14\) and its block one of|196 tokens at"):
+        model.layout(site)
+
+
 def test_tokens_in_an_order_of_their_own_are_refused():
     """Hiera keeps the patches of a mask unit together: not row by row."""
     options = {"img_size": (64, 96), "embed_dim": 16, "stages": (1, 1, 1, 1), "num_heads": 1}

@@ -250,6 +250,17 @@ def test_a_module_that_gives_a_tuple_is_refused(model):
         model.layout("blocks.1.attention")
 
 
+def test_a_size_that_the_network_cannot_take_is_named():
+    network = nn.Sequential(nn.Conv2d(3, 4, 8, 8))
+    model = HookedModel(
+        Architecture(network=network, forward=lambda pixels: Output(network(pixels), None)),
+        identity=identify(network, name="test/conv", title="Conv"),
+        preprocessing=Preprocessing(size=(4, 6)),
+    )
+    with pytest.raises(ModelError, match=r"cannot run on an image of 4 × 6 pixels.*--image-size"):
+        model.layout("0")
+
+
 def test_an_error_on_the_way_leaves_nothing_behind(pixels):
     model = make()
     network = model.architecture.network

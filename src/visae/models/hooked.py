@@ -27,6 +27,7 @@ from visae.models.preprocessing import Preprocessing
 from visae.models.protocol import Output, Trace
 from visae.models.shapes import SiteShape, flatten
 from visae.storage.hashing import hash_tensors
+from visae.storage.hub import first_lines
 
 __all__ = ["HookedModel", "identify"]
 
@@ -229,13 +230,28 @@ class HookedModel:
         return {site: self._shapes[site] for site in sites}
 
     def _shape_of(self, site: str, values: list[Any]) -> SiteShape:
-        return site_shape(
+        shape = site_shape(
             self._architecture,
             values,
             site=site,
             name=self._identity.name,
             size=self._preprocessing.size,
         )
+        self._require_grid_of_block(site, shape)
+        return shape
+
+    def _require_grid_of_block(self, site: str, shape: SiteShape) -> None:
+        """Refuse a map inside a block that lies on another grid: a padded window of its tokens."""
+        place = self._place(site)
+        if place.block is None or place.is_residual or shape.form == "tokens":
+            return
+        grid = self._shape(f"residual@{place.block}").layout.grid
+        if shape.layout.grid != grid:
+            raise ModelError(
+                f"This site gives a map of {shape.layout.grid} and its block one of {grid}",
+                where=f"{self._identity.name}, {site}",
+                fix=f"Use residual@{place.block}, or another --image-size",
+            )
 
     @torch.no_grad()
     def _observe(self, sites: Sequence[str]) -> dict[str, list[Any]]:
@@ -245,9 +261,21 @@ class HookedModel:
             with self._lock, contextlib.ExitStack() as stack:
                 for site in found:
                     self._read(site, lambda name, value: found[name].append(value), stack)
-                blank = self._architecture.blank(1, self._preprocessing.size)
-                self._architecture.forward(blank)
+                self._run_blank()
         return found
+
+    def _run_blank(self) -> None:
+        """Let hooks see a pass over one blank image."""
+        size = self._preprocessing.size
+        try:
+            self._architecture.forward(self._architecture.blank(1, size))
+        except RuntimeError as failure:
+            raise ModelError(
+                f"The model cannot run on an image of {size[0]} × {size[1]} pixels: "
+                f"{first_lines(failure)}",
+                where=self._identity.name,
+                fix="Give another --image-size, or correct the size in the preprocessing",
+            ) from failure
 
     def _gives_tokens(self, site: str, values: list[Any]) -> bool:
         try:
