@@ -55,10 +55,16 @@ if TYPE_CHECKING:
     from visae.saes.sparsity import ReLU as ReLU
     from visae.saes.sparsity import Sparsity as Sparsity
     from visae.saes.sparsity import TopK as TopK
+    from visae.training.choosing import ChoiceRule as ChoiceRule
     from visae.training.config import RunConfig as RunConfig
     from visae.training.config import TrainConfig as TrainConfig
     from visae.training.loop import train as train
     from visae.training.loop import train_on as train_on
+    from visae.training.sweep import train_sweep as train_sweep
+    from visae.training.sweep_config import RunSettings as RunSettings
+    from visae.training.sweep_config import SweepConfig as SweepConfig
+    from visae.training.sweep_config import read_sweep as read_sweep
+    from visae.training.sweep_results import SweepResult as SweepResult
 
 __version__ = "0.1.0"
 
@@ -67,6 +73,7 @@ _HOMES = {
     "ArchetypesConfig": "saes.config",
     "BatchTopK": "saes.sparsity",
     "BestForClass": "interventions.spec",
+    "ChoiceRule": "training.choosing",
     "ExperimentSpec": "interventions.spec",
     "FeatureIndex": "features.index",
     "FixedFeature": "interventions.spec",
@@ -85,10 +92,13 @@ _HOMES = {
     "ReLU": "saes.sparsity",
     "RecordConfig": "activations.format",
     "RunConfig": "training.config",
+    "RunSettings": "training.sweep_config",
     "SAE": "saes.sae",
     "ShuffledTokens": "activations.loaders",
     "SparseCodes": "saes.codes",
     "Sparsity": "saes.sparsity",
+    "SweepConfig": "training.sweep_config",
+    "SweepResult": "training.sweep_results",
     "Task": "interventions.tasks",
     "TextTower": "models.protocol",
     "TokenFilter": "activations.token_filter",
@@ -107,10 +117,12 @@ _HOMES = {
     "pull_sae": "saes.pull",
     "push_sae": "reports.push",
     "read_spec": "interventions.spec",
+    "read_sweep": "training.sweep_config",
     "record": "activations.record",
     "run_experiment": "interventions.experiment",
     "train": "training.loop",
     "train_on": "training.loop",
+    "train_sweep": "training.sweep",
     "wrap_model": "models.custom",
     "write_report": "reports.workspace",
 }
@@ -121,6 +133,7 @@ __all__ = [
     "ArchetypesConfig",
     "BatchTopK",
     "BestForClass",
+    "ChoiceRule",
     "ExperimentSpec",
     "FeatureIndex",
     "FixedFeature",
@@ -139,9 +152,12 @@ __all__ = [
     "ReLU",
     "RecordConfig",
     "RunConfig",
+    "RunSettings",
     "ShuffledTokens",
     "SparseCodes",
     "Sparsity",
+    "SweepConfig",
+    "SweepResult",
     "Task",
     "TextTower",
     "TokenFilter",
@@ -161,10 +177,12 @@ __all__ = [
     "pull_sae",
     "push_sae",
     "read_spec",
+    "read_sweep",
     "record",
     "run_experiment",
     "train",
     "train_on",
+    "train_sweep",
     "wrap_model",
     "write_report",
 ]
