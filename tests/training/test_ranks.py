@@ -174,6 +174,54 @@ def test_two_halves_of_every_batch_make_the_sae_of_the_whole(shared, engine, nam
             assert two[figure] == pytest.approx(one[figure], rel=1e-3), figure
 
 
+RESUMED = (
+    SHARED
+    + """
+train(store, "residual@0", runs, out, config=config, progress=print, ranks=ranks)
+"""
+)
+RUNAWAY = (
+    SHARED
+    + """
+from visae.errors import StoreError
+runs[1] = dataclasses.replace(runs[1], learning_rate=1e30)
+try:
+    train(store, "residual@0", runs, out, config=config, ranks=ranks)
+except StoreError as error:
+    print(error)
+"""
+)
+
+
+def test_two_processes_go_on_where_one_stopped(run_ranks, shared, planted, tmp_path):
+    places = {"store": str(planted.store.folder), "out": str(tmp_path)}
+    names = {}
+    exec(SHARED.format(**places), names)  # noqa: S102
+    with pytest.raises(KeyboardInterrupt):
+        train(
+            planted.store,
+            SITE,
+            names["runs"],
+            tmp_path,
+            config=names["config"],
+            progress=names["stop"],
+        )
+    said = run_ranks(RESUMED.format(**places))
+    assert said[0].count("Progress(") == 7
+    assert said[1] == ""
+    one, two = (load_sae(f / "topk").state_dict() for f in (shared / "one" / "numba", tmp_path))
+    for key, tensor in one.items():
+        torch.testing.assert_close(two[key], tensor, rtol=1e-3, atol=2e-4)
+    assert [row["step"] for row in read_metrics(tmp_path / "topk")] == list(range(1, 13))
+    assert not list(tmp_path.glob("*/resume"))
+
+
+def test_a_loss_that_is_no_number_stops_both(run_ranks, planted, tmp_path):
+    said = run_ranks(RUNAWAY.format(store=str(planted.store.folder), out=str(tmp_path)))
+    for text in said:
+        assert text.startswith("The loss of topk is")
+
+
 def test_a_batch_that_cannot_be_halved_is_refused(planted, tmp_path):
     runs, config = settings()
     odd = dataclasses.replace(config, batch_size=75, shared="tokens")
