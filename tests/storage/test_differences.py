@@ -37,6 +37,15 @@ def test_long_values_are_cut():
     assert len(text) < 100
 
 
+def test_long_texts_with_equal_ends_are_shown_where_they_differ():
+    old = "seg:/data/of/the/laboratory/street?ignore=11&split=val"
+    new = "seg:/data/of/the/laboratory/street?classes=names.csv&ignore=11&split=val"
+    (text,) = differences({"images": old}, {"images": new})
+    assert text == (
+        "images: '…/street?ignore=11&split=val' there, '…/street?classes=names.csv&ignore…' now"
+    )
+
+
 @given(PLAIN, PLAIN)
 def test_nothing_differs_just_when_they_are_equal(old, new):
     assert differences(old, old) == []

@@ -1,13 +1,15 @@
 """The doctor's look at an activation store: every file, every number, and what would mend it.
 
 An incomplete store is looked at as far as it goes. Whatever is missing or damaged, the last line
-is the ``visae record`` command that makes it whole, reconstructed from ``store.json``.
+is the command that makes it whole: ``visae record`` as reconstructed from ``store.json``, after
+``rm`` of the damaged files where there are any.
 """
 
 import dataclasses
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
-from typing import final
+from typing import NamedTuple, final
 
 import torch
 from jaxtyping import Float
@@ -54,13 +56,31 @@ def check_store(folder: Path) -> Finding:
         n_written = record.n_shards - len(missing_shards(folder, record))
         detail = f"being written now: {n_written} of {record.n_shards} shards so far"
         return Finding(what=str(folder), is_fine=True, detail=detail)
-    wrong = list(_Check(folder, record).problems())
-    if not wrong:
+    problems = list(_Check(folder, record).problems())
+    if not problems:
         return Finding(what=str(folder), is_fine=True, detail=_summary(folder))
+    wrong = [each.text for each in problems]
     if len(wrong) > _MOST_LISTED:
         wrong[_MOST_LISTED:] = [f"and {len(wrong) - _MOST_LISTED} more like these"]
-    lines = [*wrong, f"to mend it, run: {record_command(record, folder)}"]
+    damaged = [each.damaged for each in problems if each.damaged is not None]
+    lines = [*wrong, f"to mend it, run: {_remedy(record, folder, damaged)}"]
     return Finding(what=str(folder), is_fine=False, detail="\n     ".join(lines))
+
+
+def _remedy(record: StoreRecord, folder: Path, damaged: list[Path]) -> str:
+    """The command that makes a store whole: recording skips whatever seems finished."""
+    command = record_command(record, folder)
+    if not damaged:
+        return command
+    paths = dict.fromkeys(str(path.resolve()) for path in damaged)
+    return f"{shlex.join(['rm', '-f', *paths])} && {command}"
+
+
+class _Problem(NamedTuple):
+    """What is wrong, one sentence, and the file to delete so that recording makes it anew."""
+
+    text: str
+    damaged: Path | None = None
 
 
 @final
@@ -71,14 +91,16 @@ class _Check:
     folder: Path
     record: StoreRecord
 
-    def problems(self) -> Iterator[str]:
-        """What is wrong, one sentence each."""
+    def problems(self) -> Iterator[_Problem]:
+        """What is wrong, one by one."""
         missing = missing_shards(self.folder, self.record)
         if missing:
             n = self.record.n_shards
-            yield f"incomplete: {len(missing)} of {n} shards are missing ({_ranges(missing)})"
+            yield _Problem(
+                f"incomplete: {len(missing)} of {n} shards are missing ({_ranges(missing)})"
+            )
         elif self.record.contents is None:
-            yield "incomplete: every shard is written, but they are not gathered yet"
+            yield _Problem("incomplete: every shard is written, but they are not gathered yet")
         yield from self._strangers()
         is_whole = self.record.contents is not None and not missing
         totals: dict[str, SiteStatistics] | None = {} if is_whole else None
@@ -89,25 +111,27 @@ class _Check:
         if self.record.contents is not None:
             yield from self._gathered_problems(self.record.contents, totals if is_whole else None)
 
-    def _strangers(self) -> Iterator[str]:
+    def _strangers(self) -> Iterator[_Problem]:
         """Files that a killed process left, and shards beyond the last one."""
         if found := leftovers(self.folder):
             n_bytes = sum(path.stat().st_size for path in found if path.is_file())
-            yield (
-                f"{len(found)} temporary files of a killed process ({n_bytes / 1e6:.1f} MB): "
-                "recording again clears them"
+            files = "1 temporary file" if len(found) == 1 else f"{len(found)} temporary files"
+            yield _Problem(
+                f"{files} of a killed process ({n_bytes / 1e6:.1f} MB): recording again clears them"
             )
         known = {shard_name(index) for index in range(self.record.n_shards)}
         for name in ("shards", "labels", *(site.name for site in self.record.sites)):
             foreign = {p.stem for p in (self.folder / name).glob("[!.]*")} - known
             if foreign:
-                yield f"{name} holds files of no shard of this store: {', '.join(sorted(foreign))}"
+                strangers = ", ".join(sorted(foreign))
+                yield _Problem(f"{name} holds files of no shard of this store: {strangers}")
 
     def _shard_problems(
         self, index: int, totals: dict[str, SiteStatistics] | None
-    ) -> Iterator[str]:
+    ) -> Iterator[_Problem]:
         """What is wrong with a shard; its statistics are added to ``totals``, if any."""
-        remedy = f"delete {shard_path(self.folder, index)} and record again, which resumes"
+        damaged = shard_path(self.folder, index)
+        remedy = f"delete {damaged} and record again, which resumes"
         try:
             shard = read_shard_record(self.folder, self.record, index)
             labels = [] if shard.patch_labels is None else [shard.patch_labels]
@@ -122,7 +146,7 @@ class _Check:
                     self._add_up(site, found, totals)
         except VisaeError as error:
             place = f" ({error.where})" if error.where else ""
-            yield f"{error.what}{place}: {remedy}"
+            yield _Problem(f"{error.what}{place}: {remedy}", damaged)
 
     def _checked(
         self, site: SiteRecord, path: Path, refs: tuple[str, ...]
@@ -176,7 +200,7 @@ class _Check:
 
     def _gathered_problems(
         self, contents: StoreContents, totals: dict[str, SiteStatistics] | None
-    ) -> Iterator[str]:
+    ) -> Iterator[_Problem]:
         """What is wrong with the files that were gathered from the shards."""
         whole = True
         for ref in (contents.images, contents.statistics, contents.shards):
@@ -185,7 +209,8 @@ class _Check:
             except StoreError as error:
                 whole = False
                 path = self.folder / ref.name
-                yield f"{error.what} ({path}): delete it and record again, which gathers it anew"
+                remedy = "delete it and record again, which gathers it anew"
+                yield _Problem(f"{error.what} ({path}): {remedy}", path)
         if not whole or totals is None:
             return
         table = read_record(ShardTable, self.folder / contents.shards.name, error=StoreError)
@@ -194,25 +219,32 @@ class _Check:
 
     def _table_problems(
         self, contents: StoreContents, shards: tuple[ShardFiles, ...]
-    ) -> Iterator[str]:
+    ) -> Iterator[_Problem]:
         """Whether the list of shards, the table of images and the digest agree with the shards."""
-        remedy = "record again, which gathers them anew"
+        gathered = self.folder / contents.shards.name
+        remedy = f"delete {gathered} and record again, which gathers them anew"
         for index, shard in enumerate(shards):
+            path = self.folder / shard.record.name
             try:
                 verify_file(self.folder, shard.record)
             except StoreError as error:
-                yield f"{error.what} ({self.folder / shard.record.name}): {remedy}"
+                again = f"delete {path} and record again, which makes it anew"
+                yield _Problem(f"{error.what} ({path}): {again}", path)
                 return
             recorded = read_shard_record(self.folder, self.record, index)
             if recorded.files != shard.files or len(recorded.content_ids) != shard.n_images:
-                yield f"shard {index} is not the one that was gathered: {remedy}"
+                yield _Problem(
+                    f"shard {index} is not the one that was gathered: {remedy}", gathered
+                )
         images = ActivationStore(self.folder).images
         if len(images) != contents.n_images or contents.digest != digest_of(
             images.content_ids, shards
         ):
-            yield f"the digest is not that of the images and activations: {remedy}"
+            yield _Problem(
+                f"the digest is not that of the images and activations: {remedy}", gathered
+            )
 
-    def _statistics_problems(self, totals: dict[str, SiteStatistics]) -> Iterator[str]:
+    def _statistics_problems(self, totals: dict[str, SiteStatistics]) -> Iterator[_Problem]:
         """Stored statistics beside those of the activations as they are on disk."""
         path = self.folder / "statistics.safetensors"
         tensors = read_tensors(path)
@@ -220,9 +252,10 @@ class _Check:
             for name, value in found.tensors().items():
                 stored = tensors.get(f"{key}/{name}")
                 if name != "rounding_square_sum" and not _close(name, stored, value):
-                    yield (
+                    yield _Problem(
                         f"the stored statistics of {key} are not those of its activations "
-                        f"({name}): delete {path} and record again, which takes them anew"
+                        f"({name}): delete {path} and record again, which takes them anew",
+                        path,
                     )
                     break
 

@@ -7,6 +7,7 @@ from typing import Any
 __all__ = ["differences"]
 
 _MISSING = object()
+_BEFORE, _AFTER = 8, 24  # characters shown around the first that differs
 
 
 def differences(old: Any, new: Any, *, then: str = "there") -> list[str]:
@@ -15,8 +16,9 @@ def differences(old: Any, new: Any, *, then: str = "there") -> list[str]:
     Lists of equal length are compared item by item; the texts are in the order of ``old``'s keys.
     """
     return [
-        f"{path}: {_brief(before)} {then}, {_brief(after)} now"
-        for path, before, after in _leaves(old, new, "")
+        f"{path}: {before} {then}, {after} now"
+        for path, *values in _leaves(old, new, "")
+        for before, after in [_pair(*values)]
     ]
 
 
@@ -30,6 +32,23 @@ def _leaves(old: Any, new: Any, path: str) -> Iterator[tuple[str, Any, Any]]:
             yield from _leaves(*pair, f"{path}[{index}]")
     elif old != new:
         yield path, old, new
+
+
+def _pair(old: Any, new: Any) -> tuple[str, str]:
+    """Both values, short; two long texts that look the same then are cut where they differ."""
+    shown = _brief(old), _brief(new)
+    if shown[0] != shown[1] or not (isinstance(old, str) and isinstance(new, str)):
+        return shown
+    pairs = enumerate(zip(old, new, strict=False))
+    first = next((at for at, (a, b) in pairs if a != b), min(len(old), len(new)))
+    return _cut(old, first), _cut(new, first)
+
+
+def _cut(text: str, at: int) -> str:
+    """The part of a long text around a position."""
+    start, stop = max(0, at - _BEFORE), at + _AFTER
+    before, after = "…" if start else "", "…" if stop < len(text) else ""
+    return repr(f"{before}{text[start:stop]}{after}")
 
 
 def _brief(value: Any) -> str:
