@@ -1,197 +1,179 @@
-"""What one training step costs: each back end of the engine beside the encode product alone.
+"""What one training step costs: visae's engines, other toolkits and the encode's product alone.
 
-    .venv/bin/python benchmarks/training.py --threads 2
+    .venv/bin/python benchmarks/training.py --threads 2 --n-features 12288 --batch 4096
 
-Steps of TopK and BatchTopK SAEs (k 32) on random low-rank tokens, with and without AuxK at work on
-a tenth of the features. Rounds are interleaved, so that whatever else the machine does meets every
-row alike; the table holds medians, and each step's share of the product's speed in the same
-precision. Prints Markdown for RESULTS.md. Peak memory is that of a fresh process a row.
+Every toolkit makes its own training step (training_<toolkit>.py) on the same random low-rank
+tokens, at a learning rate of 3e-4, in an environment of its own that is made at the first run, with
+the versions in ``TOOLKITS``. A round starts one process after the other, a toolkit each, and has it
+make every kind at one size; a step's time is the median within a process, the table's the median of
+the rounds, and its ratios medians of the ratios within rounds. Memory is the most that a process
+takes above what it held before the SAE was made. L0 and NMSE before and after the steps show that a
+step is what it is called. Prints Markdown for RESULTS.md. All nine sizes take hours; the line above
+with ``--kinds topk --rounds 3`` less than ten minutes.
 """
 
 import argparse
 import itertools
-import multiprocessing
-import time
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
+import os
+import sys
+import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from measuring import machine, middle, table_row
+from measuring import children, machine, middle, peer_python, table_row
 
-from visae.saes.config import SAEConfig
-from visae.saes.engine import SparseEngine
-from visae.saes.initialise import initialise
-from visae.saes.kernels.choice import choose_kernels, fastest_encode
-from visae.saes.losses import batch_loss
-from visae.saes.sae import SAE
-from visae.saes.sparsity import BatchTopK, TopK
-
-KINDS = {"topk": TopK, "batch-topk": BatchTopK}
-K, RANK, DEAD_SHARE = 32, 256, 0.1
+TORCH = "torch==2.15.0"
+KINDS = ("topk", "batch-topk", "relu", "jumprelu")
+HEADER = (
+    *("toolkit", "kind", "dead", "ms (range)", "visae is faster by", "of the product's speed"),
+    *("peak MB", "L0 (most)", "NMSE before → after", "steps"),
+)
 
 
-class Case(NamedTuple):
-    """One row of the table."""
+class Toolkit(NamedTuple):
+    """How a child is started."""
 
-    engine: str
-    encode: str
+    script: str
+    arguments: tuple[str, ...] = ()
+    packages: tuple[str, ...] = ()
+    """What its environment has besides torch; none for this one."""
+    product: str = "product-float32"
+    """The product that its encode is compared with."""
+    python: str = "3.11"
+
+
+TOOLKITS = {
+    "product": Toolkit("product", ("bfloat16",)),
+    "product-float32": Toolkit("product", ("float32",)),
+    "visae": Toolkit("visae", ("auto",), product="product"),
+    "visae-float32": Toolkit("visae", ("auto", "float32")),
+    "visae-torch": Toolkit("visae", ("torch",), product="product"),
+    "visae-reference": Toolkit("visae", ("reference",)),
+    "sparsify": Toolkit("sparsify", ("adam",), ("eai-sparsify==1.3.3",)),
+    "sparsify-signum": Toolkit("sparsify", ("signum",), ("eai-sparsify==1.3.3",)),
+    "sae-lens": Toolkit("sae_lens", (), ("sae-lens==6.54.12",)),
+    "dictionary-learning": Toolkit("dictionary_learning", (), ("dictionary-learning==0.1.0",)),
+    "overcomplete": Toolkit("overcomplete", (), ("overcomplete==0.3.0", "matplotlib<3.9")),
+    "saev": Toolkit("saev", (), ("saev==0.1.0",), python="3.12"),
+}
+
+
+class Row(NamedTuple):
+    """A toolkit's SAE of some kind."""
+
+    toolkit: str
     kind: str
-    n_features: int
-    batch: int
     dead: float
+
+
+Round = dict[Row, dict]
 
 
 def main() -> None:
     options = arguments()
     torch.set_num_threads(options.threads)
-    print(machine(), end="\n\n")
-    head = ("engine", "encode", "kind", "features", "batch", "dead", "ms", "of product", "peak MB")
-    print(table_row(head), table_row(["---"] * len(head)), sep="\n")
-    for n_features, batch in itertools.product(options.n_features, options.batch):
-        for row in rows(options, n_features, batch):
-            print(table_row(row), flush=True)
+    os.environ["OMP_NUM_THREADS"] = str(options.threads)
+    with tempfile.TemporaryDirectory() as temporary:
+        work = (options.work or Path(temporary)).resolve()
+        work.mkdir(parents=True, exist_ok=True)
+        commands = {name: command(TOOLKITS[name], options, work) for name in options.toolkits}
+        print(f"{machine()}; d {options.d_model}, k {options.k}; {options.rounds} rounds, medians")
+        for n_features, batch in itertools.product(options.n_features, options.batch):
+            rounds = [
+                one_round(commands, options, work, n_features, batch) for _ in range(options.rounds)
+            ]
+            print(f"\n{n_features:,} features, batches of {batch:,}:\n")
+            print(table_row(HEADER), table_row(["---"] * len(HEADER)), sep="\n")
+            for row in rounds[0]:
+                print(table_row(cells(row, rounds)), flush=True)
+    print(f"\nVersions: {TORCH}", *sorted(versions(rounds)), sep=", ")
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--toolkits", nargs="+", choices=TOOLKITS, default=list(TOOLKITS))
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
+    parser.add_argument("--dead", type=float, nargs="+", default=[0.0, 0.1], help="for AuxK")
     parser.add_argument("--d-model", type=int, default=768)
     parser.add_argument("--n-features", type=int, nargs="+", default=[6144, 12288, 24576])
     parser.add_argument("--batch", type=int, nargs="+", default=[1024, 4096, 16384])
-    parser.add_argument("--engines", nargs="+", default=["numba", "torch", "reference"])
-    parser.add_argument("--encode", nargs="+", default=[None, "float32"])
-    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--k", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=1, help="of each kind in a process")
+    parser.add_argument("--warm-up", type=int, default=2, help="steps that are not timed")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--work", type=Path, help="folder of environments, to keep")
+    parser.add_argument("--saev-python", default="3.12", help="version or path, for saev")
     return parser.parse_args()
 
 
-def rows(options: argparse.Namespace, n_features: int, batch: int) -> list[list[str]]:
-    """Every engine's row for one size, in interleaved rounds."""
-    encodes = dict.fromkeys(each or fastest_encode(torch.device("cpu")) for each in options.encode)
-    cases = [
-        Case(engine, encode, kind, n_features, batch, dead)
-        for engine, encode, kind, dead in itertools.product(
-            options.engines, encodes, options.kinds, (0.0, DEAD_SHARE)
-        )
-        if engine != "reference" or encode == "float32"
-    ]
-    steps = {case: step_of(case, options) for case in cases}
-    products = {encode: product_of(encode, n_features, batch, options) for encode in encodes}
-    times = rounds({**steps, **products}, options.rounds)
+def command(toolkit: Toolkit, options: argparse.Namespace, work: Path) -> list[object]:
+    """What starts a toolkit's child, once its environment is there."""
+    python = Path(sys.executable)
+    if toolkit.packages:
+        version = options.saev_python if toolkit.script == "saev" else toolkit.python
+        folder = work / f"environment-{toolkit.script}"
+        python = peer_python(folder, [TORCH, *toolkit.packages], version)
+    script = Path(__file__).with_name(f"training_{toolkit.script}.py")
+    return [python, script, *toolkit.arguments]
+
+
+def one_round(
+    commands: dict[str, list[object]],
+    options: argparse.Namespace,
+    work: Path,
+    n_features: int,
+    batch: int,
+) -> Round:
+    """Every toolkit's figures for every kind that it has, one process after the other."""
+    found: Round = {}
+    size = {name: getattr(options, name) for name in ("d_model", "k", "device", "threads")}
+    size |= {"n_features": n_features, "batch": batch}
+    size |= {"seconds": options.seconds, "warm_up": options.warm_up}
+    for name, line in commands.items():
+        with children({name: line}, work) as started:
+            for kind, dead in itertools.product(options.kinds, options.dead):
+                if dead and "topk" not in kind:
+                    continue  # AuxK is of the TopK kinds
+                answer = started[name].ask(**size, kind=kind, dead=dead)
+                if "unsupported" not in answer:
+                    found[Row(name, kind, dead)] = answer
+    return found
+
+
+def cells(row: Row, rounds: list[Round]) -> list[str]:
+    """A row of the table."""
+    times = [found[row]["seconds"] * 1e3 for found in rounds]
+    before, after = rounds[0][row]["before"], rounds[0][row]["after"]
+    is_product = TOOLKITS[row.toolkit].script == "product"
+    learned = f"{before['nmse']:.3f} → {after['nmse']:.3f}"
+    product = Row(TOOLKITS[row.toolkit].product, "topk", 0.0)
     return [
-        [
-            *(case.engine, case.encode, case.kind, f"{n_features:,}", f"{batch:,}"),
-            *(f"{case.dead:.0%}", f"{times[case] * 1e3:.1f}"),
-            *(f"{times[case.encode] / times[case]:.0%}", f"{peak(case, options):,.0f}"),
-        ]
-        for case in cases
+        *(row.toolkit, "—" if is_product else row.kind, f"{row.dead:.0%}"),
+        f"{middle(times):.1f} ({min(times):.1f} to {max(times):.1f})",
+        ratio(rounds, row, row._replace(toolkit="visae"), "{:.2f} ×"),
+        ratio(rounds, product, row, "{:.0%}"),
+        f"{middle(found[row]['peak'] for found in rounds):,.0f}",
+        "—" if is_product else f"{after['l0']:.1f} ({after['largest']:.0f})",
+        "—" if is_product else learned,
+        str(rounds[0][row]["n_steps"]),
     ]
 
 
-def rounds(calls: dict[object, Callable[[], None]], count: int) -> dict[object, float]:
-    """Median seconds of each call, one after the other in every round; the first is not counted."""
-    seconds: dict[object, list[float]] = {name: [] for name in calls}
-    for _ in range(count + 1):
-        for name, call in calls.items():
-            start = time.perf_counter()
-            call()
-            seconds[name].append(time.perf_counter() - start)
-    return {name: middle(measured[1:]) for name, measured in seconds.items()}
+def ratio(rounds: list[Round], one: Row, other: Row, form: str) -> str:
+    """The median of one row's time over another's, round by round; a dash where one is missing."""
+    if one not in rounds[0] or other not in rounds[0]:
+        return "—"
+    return form.format(middle(found[one]["seconds"] / found[other]["seconds"] for found in rounds))
 
 
-def product_of(
-    encode: str, n_features: int, batch: int, options: argparse.Namespace
-) -> Callable[[], None]:
-    """The encode's matrix product, in chunks of tokens as the engine takes it."""
-    dtype = getattr(torch, encode)
-    w = torch.randn(n_features, options.d_model).to(options.device, dtype)
-    x = torch.randn(batch, options.d_model).to(options.device, dtype)
-    out = torch.empty(min(batch, 2**24 // n_features), n_features, dtype=dtype, device=w.device)
-
-    def product() -> None:
-        for chunk in x.split(out.shape[0]):
-            torch.mm(chunk, w.T, out=out[: chunk.shape[0]])
-        finish(options)
-
-    return product
-
-
-def step_of(case: Case, options: argparse.Namespace) -> Callable[[], None]:
-    """One optimisation step on the same batch, again and again."""
-    generator = torch.Generator().manual_seed(0)
-    mixing = torch.randn(RANK, options.d_model, generator=generator)
-    x = torch.randn(case.batch, RANK, generator=generator) @ mixing
-    x = (x / x.std()).to(options.device)
-    config = SAEConfig(
-        d_model=options.d_model, n_features=case.n_features, sparsity=KINDS[case.kind](k=K)
-    )
-    sae = SAE(config).to(options.device)
-    initialise(sae, x, seed=0)
-    dead = torch.arange(case.n_features, device=x.device) < case.dead * case.n_features
-    sae.b_enc.detach()[dead] = -10  # so that they stay dead
-    device = torch.device(options.device)
-    if case.engine == "reference":
-        return plain_step(sae, x, dead, options)
-    kernels = choose_kernels(case.engine, device=device, encode=case.encode)
-    engine = SparseEngine(sae, kernels)
-
-    def step() -> None:
-        found = engine.gradients(x, dead, auxk_alpha=1 / 32)
-        engine.update(found.gradients, rate=1e-5, clip_norm=1.0)
-        finish(options)
-
-    return step
-
-
-def plain_step(
-    sae: SAE, x: torch.Tensor, dead: torch.Tensor, options: argparse.Namespace
-) -> Callable[[], None]:
-    parameters = list(sae.parameters())
-    adam = torch.optim.Adam(parameters, lr=1e-5, eps=6.25e-10, fused=True)
-
-    def step() -> None:
-        adam.zero_grad()
-        batch_loss(sae, x, dead, auxk_alpha=1 / 32).total.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        adam.step()
-        finish(options)
-
-    return step
-
-
-def finish(options: argparse.Namespace) -> None:
-    if options.device == "cuda":
-        torch.cuda.synchronize()
-
-
-def peak(case: Case, options: argparse.Namespace) -> float:
-    """Megabytes that two steps take at most, in a process of their own, above its start."""
-    if options.device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        step_of(case, options)()
-        return torch.cuda.max_memory_allocated() / 1e6
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=context) as pool:
-        return pool.submit(child_peak, case, options).result()
-
-
-def child_peak(case: Case, options: argparse.Namespace) -> float:
-    torch.set_num_threads(options.threads)
-    before = resident("VmRSS")
-    step = step_of(case, options)
-    step()  # compiles
-    Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
-    step()
-    return resident("VmHWM") - before
-
-
-def resident(name: str) -> float:
-    """Megabytes of memory that this process holds, or held at most."""
-    status = Path("/proc/self/status").read_text()
-    return float(status.partition(f"{name}:")[2].split()[0]) / 1e3
+def versions(rounds: list[Round]) -> set[str]:
+    """Toolkits and their versions, as installed."""
+    return {f"{row.toolkit} {found['version']}" for row, found in rounds[0].items()}
 
 
 if __name__ == "__main__":
