@@ -75,3 +75,32 @@ def test_the_guide_to_recording_runs(photos, capsys):
     (code,) = blocks(DOCS / "formats" / "store.md", "python")
     exec(compile(code.replace("activations/photos", str(folder)), "store.md", "exec"), names)  # noqa: S102
     assert names["patches"].shape == (14, 14, 16)
+
+
+@pytest.fixture
+def recorded(photos):
+    """The store that the guide to training begins with."""
+    store = ("--site", "residual@9", "--out", "work/activations/photos")
+    assert main(["record", "--images", "photos", "--model", MODEL, *store]) == 0
+    return Path("work/activations/photos")
+
+
+@pytest.mark.slow
+def test_the_guide_to_training_runs(recorded, capsys):
+    guide = DOCS / "tasks" / "train.md"
+    (sweep,) = blocks(guide, "toml")
+    Path("sweep.toml").write_text(sweep)
+    for arguments in commands(guide):
+        small = ["--n-tokens", "640", "--batch-size", "64"]
+        assert main([*arguments, *small]) == 0, capsys.readouterr().err
+    names = ["first", "cats", "seeds-s0", "seeds-s2", "frozen", "shared-s1", "live"]
+    names += ["sweep/batch-topk-k32-s1", "sweep/relu-l0.005", "sweep/untrained"]
+    for name in names:
+        assert (Path("work/saes") / name / "sae.json").is_file(), name
+    assert (Path("work/saes/sweep") / "pareto.svg").is_file()
+    found = {}
+    for code in blocks(guide, "python"):
+        small = code.replace("20_000_000, batch_size=4096", "640, batch_size=64")
+        exec(compile(small.replace("3072", "64"), "train.md", "exec"), found)  # noqa: S102
+    assert [sae.n_features for sae in found["saes"]] == [64, 64]
+    assert [row.name for row in found["result"].rows] == ["k16", "k32"]

@@ -57,7 +57,7 @@ def train_sweep(
         memory_bytes: Memory for the SAEs; without it, 85 % of what is free on their device, less
             the loader's buffer where that is main memory.
         progress: Told of the steps of each group.
-        ranks: Of several, each calls this with the same arguments; they share every group out.
+        ranks: Of several, each calls this with the same arguments, as ``train_on``.
 
     Raises:
         ConfigError: as ``train_on`` does, when an SAE alone does not fit into memory, and when a
@@ -99,16 +99,21 @@ def _groups(
         n_bytes=_allowance(config, ranks) if memory_bytes is None else memory_bytes,
         key=lambda run: latest_common_step([out / run.name]),
     )
-    for group in groups:
+    for group in groups if config.shared == "saes" else []:
         require_work_for_all([jobs[run.name] for run in group], ranks)
     return groups
 
 
 def _allowance(config: TrainConfig, ranks: Ranks) -> int:
-    """Bytes for the SAEs of all ranks, by what is free now on the first one's machine."""
+    """Bytes for the SAEs of a group, by what is free now where the first rank runs.
+
+    Ranks that share the SAEs out hold a part of them each, others hold all.
+    """
     device = choose_device(ranks.device(config.device))
     free = free_memory(device)
     if device.type == "cuda":
-        return free * ranks.world_size
-    buffer = _LOADER_BYTES if config.buffer_bytes is None else config.buffer_bytes
-    return max(1, free * ranks.world_size // ranks.n_local - buffer * ranks.world_size)
+        own = free
+    else:
+        buffer = _LOADER_BYTES if config.buffer_bytes is None else config.buffer_bytes
+        own = max(1, free // ranks.n_local - buffer)
+    return own * (ranks.world_size if config.shared == "saes" else 1)
