@@ -31,6 +31,8 @@ class LoopOptions:
     """reference: dense autograd; the others are back ends of the sparse engine."""
     device: str = "auto"
     """Where the SAEs are trained and a live model runs: cpu, cuda, cuda:1 …"""
+    shared: Literal["saes", "tokens"] = "saes"
+    """What several processes share out: the SAEs, or the tokens of every batch."""
     track: Literal["none", "trackio", "wandb", "tensorboard"] = "none"
     """Send the figures there, besides metrics.jsonl."""
 
@@ -50,5 +52,6 @@ class LoopOptions:
             checkpoint_tokens=self.checkpoint_tokens,
             engine=self.engine,
             device=self.device,
+            shared=self.shared,
             track=None if self.track == "none" else self.track,
         )
