@@ -44,6 +44,22 @@ def test_weights_are_shown_with_their_hash(capsys, home):
     assert "weights: sha256 " in out
 
 
+def test_a_model_of_ones_own_is_shown_in_detail(capsys, tmp_path, monkeypatch):
+    (tmp_path / "my_shown_models.py").write_text(
+        "from torch import nn\n"
+        "from visae import Preprocessing, VisionModel, wrap_model\n\n"
+        "def build() -> VisionModel:\n"
+        "    network = nn.Sequential(nn.Conv2d(3, 8, 4, 4), nn.ReLU())\n"
+        "    size = Preprocessing(size=(32, 32))\n"
+        "    return wrap_model(network, name='mine/cnn', preprocessing=size, sites={'0': None})\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    code, out, _ = shown(capsys, "python:my_shown_models:build")
+    assert code == 0
+    assert "mine/cnn: input 32 × 32 pixels" in out
+    assert ["0", "8", "none", "8", "×", "8"] in [line.split() for line in out.splitlines()]
+
+
 def test_no_match_gives_the_nearest(capsys):
     code, _, err = shown(capsys, "resnt50")
     assert code == 2

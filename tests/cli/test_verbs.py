@@ -22,7 +22,8 @@ def test_record_writes_a_store_and_names_the_next_verb(visae, record_arguments, 
     assert store.images.classes == ("blue", "red")
     assert store.record.identity.title == "Tiny"
     assert f"Recorded 48 images at residual@2, norm: {out}" in said
-    assert f"Next: visae train --store {out} --out {tmp_path / 'saes'}/first" in said
+    next_verb = f"Next: visae train --store {out} --site residual@2 --out {tmp_path / 'saes'}/first"
+    assert next_verb in said
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*.safetensors")}
     assert visae(*record_arguments(out, "--title", "Tiny"))[0] == 0
     assert before == {path: path.stat().st_mtime_ns for path in out.rglob("*.safetensors")}

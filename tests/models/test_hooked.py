@@ -230,9 +230,19 @@ def test_heads_make_the_attention(model, pixels):
     assert torch.equal(projection(heads), attention)
 
 
-@pytest.mark.parametrize("site", ["heads@1.2", "heads@3", "mlp@1.0", "residual@1.0", "heads@1.01"])
-def test_a_head_that_is_not_there_is_refused(model, site):
-    with pytest.raises(ModelError, match=f"has no site {site}.*3 blocks"):
+@pytest.mark.parametrize(
+    ("site", "there_are"),
+    [
+        ("heads@1.2", "block 1 has 2 heads, numbered from 0"),
+        ("heads@3", "3 blocks, numbered from 0"),
+        ("heads@3.0", "3 blocks, numbered from 0"),
+        ("mlp@1.0", "3 blocks"),
+        ("residual@1.0", "3 blocks"),
+        ("heads@1.01", "3 blocks"),
+    ],
+)
+def test_a_head_that_is_not_there_is_refused(model, site, there_are):
+    with pytest.raises(ModelError, match=f"has no site {site}.*{there_are}"):
         model.layout(site)
 
 

@@ -105,7 +105,9 @@ class RecordCommand(LongVerb):
             screen.say(f"{n_skipped} images were skipped: see {self.out / 'skipped.csv'}")
         if repeated := store.images.duplicates():
             screen.say(f"{len(repeated)} images occur more than once.")
-        screen.say(f"Next: visae train --store {self.out} --out {_beside(self.out, 'saes')}/first")
+        site = f" --site {store.sites[0]}" if len(store.sites) > 1 else ""
+        saes = _beside(self.out, "saes")
+        screen.say(f"Next: visae train --store {self.out}{site} --out {saes}/first")
 
 
 def _beside(folder: Path, stage: str) -> Path:

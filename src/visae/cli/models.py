@@ -20,7 +20,8 @@ class ModelsCommand:
     """List models with their width, blocks, token layout and sites; nothing is downloaded."""
 
     pattern: tyro.conf.Positional[str | None] = None
-    """Part of a name, a wildcard pattern, or a whole name or folder to see every site of it."""
+    """Part of a name or a wildcard pattern; a whole name, folder or python:MODULE:FUNCTION shows
+    every site."""
     weights: Path | None = None
     """Local weights file of the model named."""
     image_size: int | None = None
@@ -33,7 +34,9 @@ class ModelsCommand:
         from visae.models.catalogue import find_models, summarise_name
         from visae.models.names import is_folder
 
-        if self.pattern and (self.weights or self.image_size or is_folder(self.pattern)):
+        named = self.pattern or ""
+        is_loaded = is_folder(named) or named.startswith(("python:", "random:"))
+        if named and (self.weights or self.image_size or is_loaded):
             self._show_loaded(screen)
             return
         names = find_models(self.pattern)

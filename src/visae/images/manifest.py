@@ -216,7 +216,7 @@ def _choose(table: pa.Table, asked: str | None, usual: Sequence[str], where: Pat
         return next((name for name in usual if name in table.column_names), None)
     if asked not in table.column_names:
         what = f"This manifest has no column {asked!r}"
-        fix = f"Choose one of its columns: {nearest_names(asked, table.column_names)}"
+        fix = f"The nearest of its columns: {nearest_names(asked, table.column_names)}"
         raise ImageError(what, where=where, fix=fix)
     return asked
 

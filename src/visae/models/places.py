@@ -82,8 +82,7 @@ def find_place(architecture: Architecture, site: str, name: str) -> Place:
     if site and site in modules:
         place = _of_module(architecture, modules[site])
         return place._replace(may_be_tuple=place.may_be_tuple or site in architecture.layouts)
-    n_blocks = len(architecture.blocks)
-    where = f"it has {n_blocks} blocks, numbered from 0" if n_blocks else "it has no blocks"
+    where = _numbers(architecture, site)
     if site.startswith("heads@") and not any(block.heads for block in architecture.blocks):
         raise ModelError(
             f"{name} has no site {site}: {architecture.no_heads}",
@@ -126,6 +125,17 @@ def _in_block(architecture: Architecture, site: str) -> Place | None:
             return None
         place = place._replace(head=(number, block.heads.n_heads))
     return place._replace(block=index)
+
+
+def _numbers(architecture: Architecture, site: str) -> str:
+    """How many blocks there are, or heads where the block is right and its head is not."""
+    n_blocks = len(architecture.blocks)
+    parsed = _BLOCK_SITE.fullmatch(site)
+    if parsed is not None and parsed[3] is not None and int(parsed[2]) < n_blocks:
+        heads = architecture.blocks[int(parsed[2])].heads
+        if parsed[1] == "heads" and heads is not None:
+            return f"block {parsed[2]} has {heads.n_heads} heads, numbered from 0"
+    return f"it has {n_blocks} blocks, numbered from 0" if n_blocks else "it has no blocks"
 
 
 def _of_module(architecture: Architecture, module: nn.Module) -> Place:
