@@ -1,4 +1,5 @@
 import json
+import logging
 import shutil
 import sys
 
@@ -378,3 +379,16 @@ def test_a_store_finds_the_folder_again(transformers_folder, tmp_path, numbered_
     store = ActivationStore(moved / "activations" / "numbers")
     model = load_model(store.model, device="cpu")
     assert model.identity.same_weights(store.record.identity)
+
+
+def test_nothing_is_said_about_towers_that_are_not_used(transformers_folder, monkeypatch, caplog):
+    read, logger = transformers.AutoConfig.from_pretrained, logging.getLogger("transformers")
+
+    def grumble(*args, **options):
+        logger.warning("vocabulary")
+        return read(*args, **options)
+
+    monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", grumble)
+    monkeypatch.setattr(logger, "handlers", [caplog.handler])
+    load_model(ModelConfig(model=str(transformers_folder("siglip"))), device="cpu")
+    assert not caplog.records

@@ -76,9 +76,10 @@ def read_config(files: ModelFiles) -> Any:
         TRANSFORMERS_CONFIG, fix="Give a folder or repository in the layout of transformers"
     )
     try:
-        return require_transformers().AutoConfig.from_pretrained(
-            path.parent, local_files_only=True, trust_remote_code=False
-        )
+        with quiet():
+            return require_transformers().AutoConfig.from_pretrained(
+                path.parent, local_files_only=True, trust_remote_code=False
+            )
     except (OSError, ValueError, KeyError, TypeError) as failure:
         raise ModelError(
             f"This is no transformers model: {first_lines(failure)}",
