@@ -1,10 +1,12 @@
 import csv
+import dataclasses
 import json
 
 import pyarrow.parquet as pq
 import pytest
 
 from visae.activations.loaders import ShuffledTokens
+from visae.distributed import Ranks
 from visae.errors import CheckpointError, ConfigError
 from visae.saes.checkpoint import load_sae
 from visae.saes.sparsity import BatchTopK, ReLU, TopK
@@ -182,3 +184,62 @@ def test_figures_that_are_gone_are_missed(swept, planted, tmp_path):
     (tmp_path / "k2" / "metrics.jsonl").unlink()
     with pytest.raises(CheckpointError, match="figures of this SAE"):
         sweep(planted, tmp_path, make_runs()[:1])
+
+
+RANKS = """
+from pathlib import Path
+from visae.activations.loaders import ShuffledTokens
+from visae.activations.store import ActivationStore
+from visae.errors import ConfigError
+from visae.saes.sparsity import TopK
+from visae.training.config import RunConfig, TrainConfig
+from visae.training.sweep import train_sweep
+
+config = TrainConfig(n_tokens=1000, batch_size=100)
+store, out = ActivationStore(Path({store!r})), Path({out!r})
+stream = ShuffledTokens(store, "residual@0", tokens=config.tokens, batch_size=100)
+names = {names!r}
+runs = [RunConfig(name=n, n_features=32, sparsity=TopK(k=3), seed=i) for i, n in enumerate(names)]
+try:
+    result = train_sweep(stream, runs, out, config=config, memory_bytes={memory}, ranks=ranks)
+    print([row.name for row in result.rows])
+except ConfigError as error:
+    print(error)
+"""
+
+
+def test_two_processes_make_the_sweep_of_one(run_ranks, planted, tmp_path):
+    settings = {"store": str(planted.store.folder), "names": ["a", "b", "c", "d"]}
+    body = RANKS.format(out=str(tmp_path / "together"), memory=110_000, **settings)
+    assert run_ranks(body) == ["['a', 'b', 'c', 'd']\n"] * 2
+    alone = RANKS.format(out=str(tmp_path / "alone"), memory=10**9, **settings)
+    exec(alone, {"ranks": None})  # noqa: S102
+    assert weights(tmp_path / "together") == weights(tmp_path / "alone")
+    assert (tmp_path / "together" / "results.csv").is_file()
+
+
+def test_a_group_with_fewer_saes_than_processes_is_refused_at_once(planted, tmp_path):
+    options = {"memory_bytes": 10**9, "ranks": Ranks(world_size=2)}
+    with pytest.raises(ConfigError, match="2 processes cannot share 1 SAEs out"):
+        sweep_module._groups(
+            stream_of(planted), make_runs()[:1], tmp_path, config=CONFIG, **options
+        )
+    config = dataclasses.replace(CONFIG, shared="tokens")
+    (group,) = sweep_module._groups(
+        stream_of(planted), make_runs()[:1], tmp_path, config=config, **options
+    )
+    assert [run.name for run in group] == ["k2"]
+
+
+def test_memory_is_what_all_ranks_have_together(monkeypatch):
+    free = 2**30 + 1000
+    monkeypatch.setattr(sweep_module, "free_memory", lambda device: free)
+    config = dataclasses.replace(CONFIG, device="cpu", buffer_bytes=100)
+    two, far = Ranks(world_size=2, n_local=2), Ranks(world_size=2, n_local=1)
+    assert sweep_module._allowance(config, Ranks()) == free - 100
+    assert sweep_module._allowance(config, two) == 2 * (free // 2 - 100)
+    assert sweep_module._allowance(config, far) == 2 * (free - 100)
+    shared = dataclasses.replace(config, shared="tokens")
+    assert sweep_module._allowance(shared, two) == free // 2 - 100
+    usual = dataclasses.replace(config, buffer_bytes=None)
+    assert sweep_module._allowance(usual, Ranks()) == 1000

@@ -106,8 +106,9 @@ def _draw_panel(axes: Axes, rows: list[SweepRow]) -> None:
     for row in rows:
         if row.chosen:
             _ring(axes, row)
-    axes.set(xlabel="L0 (active features per token)", ylabel="NMSE", ylim=(0, None))
+    axes.set(xlabel="L0 (active features per token)", ylabel="NMSE")
     axes.margins(0.12)
+    axes.set_ylim(bottom=0)
     axes.grid(color=LINE, alpha=0.5, linewidth=0.6)
     axes.legend(loc="best")
 
@@ -116,7 +117,7 @@ def _ring(axes: Axes, row: SweepRow) -> None:
     x, y = _place(row)
     axes.plot(x, y, "o", markersize=13, markerfacecolor="none", markeredgecolor=INK, zorder=3)
     axes.annotate(
-        row.name, (x, y), xytext=(0, 9), textcoords="offset points", ha="center", fontsize=8.5
+        row.name, (x, y), xytext=(0, -17), textcoords="offset points", ha="center", fontsize=8.5
     )
 
 
