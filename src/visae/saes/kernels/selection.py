@@ -62,10 +62,10 @@ def top_of_tokens(span, numbers, chunk, margins, encoder, out):
         for i in range(n_found):
             if upper[i] >= cut:
                 found[n_kept], values[n_kept] = found[i], values[i]
-                if shift:
-                    values[n_kept] = _product(token, found[i], encoder)
-                ranked[n_kept] = values[n_kept]
                 n_kept += 1
+        if shift:
+            _products(token, found[:n_kept], encoder, values)
+        ranked[:n_kept] = values[:n_kept]
         cut = _kth_largest(ranked, n_kept, k) if n_kept > k else np.float32(0)
         n_ties = k
         for i in range(n_kept):
@@ -130,9 +130,14 @@ def copy_largest(span, k, bits, kept):
 @compiled
 @no_type_check
 def refine(span, entry_tokens, entry_features, encoder, values):
-    """The float32 pre-activation of each entry."""
-    for i in range(span[0], span[1]):
-        values[i] = _product(entry_tokens[i], entry_features[i], encoder)
+    """The float32 pre-activation of each entry; those of one token stand together."""
+    start = span[0]
+    while start < span[1]:
+        token, stop = entry_tokens[start], start + 1
+        while stop < span[1] and entry_tokens[stop] == token:
+            stop += 1
+        _products(token, entry_features[start:stop], encoder, values[start:stop])
+        start = stop
 
 
 @compiled
@@ -143,6 +148,28 @@ def _product(token, feature, encoder):
     for c in range(x.shape[0]):
         total += x[c] * w[c]
     return total + b_enc[feature]
+
+
+@compiled
+@no_type_check
+def _products(token, features, encoder, values):
+    """Products of a token, four rows at a time: memory then answers four requests at once."""
+    centred, w_enc, b_enc = encoder
+    x, i = centred[token], 0
+    while i + 4 <= features.shape[0]:
+        a, b, c, d = features[i], features[i + 1], features[i + 2], features[i + 3]
+        of_a, of_b, of_c, of_d = np.float32(0), np.float32(0), np.float32(0), np.float32(0)
+        for j in range(x.shape[0]):
+            of_a += x[j] * w_enc[a, j]
+            of_b += x[j] * w_enc[b, j]
+            of_c += x[j] * w_enc[c, j]
+            of_d += x[j] * w_enc[d, j]
+        values[i], values[i + 1] = of_a + b_enc[a], of_b + b_enc[b]
+        values[i + 2], values[i + 3] = of_c + b_enc[c], of_d + b_enc[d]
+        i += 4
+    while i < features.shape[0]:
+        values[i] = _product(token, features[i], encoder)
+        i += 1
 
 
 @compiled
