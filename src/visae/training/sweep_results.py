@@ -103,7 +103,7 @@ class SitesChoice:
 class SweepResult:
     """The SAEs of a sweep, and those chosen by the rule."""
 
-    kind: str = "visae sweep"
+    kind: str = "sweep"
     """What the file is."""
     format: int = 1
     """Version of the file's format."""
