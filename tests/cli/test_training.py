@@ -82,7 +82,9 @@ def test_images_and_a_model_instead_of_a_store(visae, live, home, tmp_path):
     assert (made.site, made.n_tokens) == ("residual@2", 1472)
     assert made.images == str(home / "photos")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["saes"]
-    assert f"Next: visae record --images {home / 'photos'} --model test_vit" in said
+    (line,) = [line for line in said.splitlines() if line.startswith("Next: visae record ")]
+    assert f"--images {home / 'photos'} --model test_vit --weights {home}" in line
+    assert "--image-size 32 --site residual@2 --out DIR" in line
 
 
 def test_the_shards_of_saev(visae, saev_folder, tmp_path):

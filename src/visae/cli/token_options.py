@@ -1,6 +1,7 @@
 """Options of ``train`` about its tokens: which of a store's, or which images and model instead."""
 
 import dataclasses
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -90,6 +91,18 @@ class LiveOptions:
                 where="--store, --images, --model",
                 fix="Give --store, or --images and --model",
             )
+
+    def words(self) -> str:
+        """The same images and model as they are typed for another verb."""
+        asked = {
+            "images": self.images,
+            "model": self.model,
+            "weights": self.weights,
+            "revision": self.revision,
+            "image-size": self.image_size,
+        }
+        given = [(name, value) for name, value in asked.items() if value is not None]
+        return " ".join(f"--{name} {shlex.quote(str(value))}" for name, value in given)
 
     def open(self, *, device: str) -> "tuple[ImageSource, VisionModel]":
         """The images, and the model on a device.

@@ -152,8 +152,8 @@ class TrainCommand(LongVerb):
     def _next(self, sae: Path) -> str:
         if self.store is not None:
             return f"Next: visae evaluate --sae {sae} --store {self.store}"
-        live = f"--images {self.live.images} --model {self.live.model}"
-        return f"Next: visae record {live} --out DIR, and evaluate {sae} on it"
+        site = "" if self.site is None else f" --site {self.site}"
+        return f"Next: visae record {self.live.words()}{site} --out DIR, and evaluate {sae} on it"
 
     def _stream(
         self, ranks: "Ranks", plan: "list[RunSettings]"
