@@ -97,3 +97,11 @@ def test_the_program_and_the_module_are_one():
     command = [sys.executable, "-m", "visae.cli", "--version"]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout == f"visae {package.__version__}\n"
+
+
+@pytest.mark.parametrize("module", ["visae", "visae.cli"])
+def test_the_program_runs_as_a_module(module):
+    command = [sys.executable, "-m", module, "nonsense"]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ran.returncode == 2
+    assert "nonsense" in ran.stdout + ran.stderr
