@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable
 
-__all__ = ["Progress", "ProgressCallback", "silent"]
+__all__ = ["Progress", "ProgressCallback", "silent", "size_text"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,3 +28,11 @@ ProgressCallback = Callable[[Progress], None]
 
 def silent(_progress: Progress) -> None:
     """Show nothing."""
+
+
+def size_text(n_bytes: int) -> str:
+    """So many bytes in the unit that suits them: ``2.46 GB``, ``310.4 MB``, ``0 kB``."""
+    for unit, size in (("GB", 1e9), ("MB", 1e6)):
+        if n_bytes >= size:
+            return f"{n_bytes / size:.4g} {unit}"
+    return f"{n_bytes / 1e3:.4g} kB"

@@ -178,7 +178,7 @@ def test_progress_counts_images_to_the_end(run, tmp_path, numbered_images):
     )
     assert [p.done for p in told] == sorted({p.done for p in told})
     assert (told[-1].done, told[-1].total, told[-1].unit) == (50, 50, "images")
-    assert re.fullmatch(r"\d MB of \d MB written", told[-1].note)
+    assert re.fullmatch(r"[\d.]+ [kM]B of [\d.]+ [kM]B written", told[-1].note)
 
 
 def test_mixed_precision_is_another_recording_of_nearly_the_same(

@@ -220,7 +220,7 @@ def test_a_disk_too_small_for_the_store_is_told_first(fails, recording, monkeypa
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage._replace(free=1000))
     said = fails(*recording())
-    assert "GB more and the disk has 0.0 GB free" in said
+    assert "more and the disk has 1 kB free" in said
     assert not list((tmp_path / "store").rglob("*.safetensors"))
 
 

@@ -26,6 +26,7 @@ from visae.images.source import ImageSource, MaskedSource
 from visae.models.config import ModelConfig
 from visae.models.names import portable_model
 from visae.models.protocol import VisionModel
+from visae.progress import size_text
 from visae.storage.differences import differences
 from visae.storage.hashing import hash_json
 from visae.storage.portable import portable
@@ -185,7 +186,7 @@ def check_space(out: Path, plan: StoreRecord, missing: list[int]) -> None:
     needed, free = bytes_to_write(plan, missing), shutil.disk_usage(out).free
     if needed > free:
         raise StoreError(
-            f"The store needs {needed / 1e9:.1f} GB more and the disk has {free / 1e9:.1f} GB free",
+            f"The store needs {size_text(needed)} more and the disk has {size_text(free)} free",
             where=out,
             fix="Free space, choose another --out, fewer sites or fewer images",
         )

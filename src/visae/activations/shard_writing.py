@@ -11,7 +11,7 @@ from visae.activations.planning import bytes_to_write
 from visae.activations.shard_buffer import ShardBuffer
 from visae.activations.summing import add_ready
 from visae.distributed import Ranks
-from visae.progress import Progress, ProgressCallback
+from visae.progress import Progress, ProgressCallback, size_text
 
 __all__ = ["Meter", "ShardWriter"]
 
@@ -35,7 +35,7 @@ class Meter:
         done = self._n_before + self._ranks.count("images", n_images)
         written = self._ranks.count("bytes", 0)
         if self._ranks.is_first:
-            note = f"{_size(written)} of {_size(self._n_bytes_left)} written"
+            note = f"{size_text(written)} of {size_text(self._n_bytes_left)} written"
             self._progress(
                 Progress(stage="record", done=done, total=self._total, unit="images", note=note)
             )
@@ -90,7 +90,3 @@ class ShardWriter:
         if self._writing is not None:
             self._meter.add_bytes(self._writing.result())
             self._writing = None
-
-
-def _size(n_bytes: int) -> str:
-    return f"{n_bytes / 1e9:.1f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:.0f} MB"
