@@ -19,6 +19,7 @@ from visae.activations.decoding import (
 )
 from visae.errors import ImageError
 from visae.images.source import ImageEntry, LoadedImage
+from visae.models.layout import Layout
 from visae.models.patch_labels import patch_labels
 from visae.models.preprocessing import Preprocessing
 
@@ -72,7 +73,8 @@ def test_images_come_in_order_with_their_failures(workers):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_masks_are_labelled_on_every_grid(workers):
-    (image,) = decode(Squares(1), workers=workers, grids=((2, 2), (1, 4)))
+    layouts = tuple(Layout(special=(), grid=grid) for grid in ((2, 2), (1, 4)))
+    (image,) = decode(Squares(1), workers=workers, layouts=layouts)
     seen = np.repeat([[3, 3, 3, 5]], 4, axis=0).astype(np.int32)
     assert image.mask_id == "mask0"
     assert set(image.patch_labels) == {(2, 2), (1, 4)}
@@ -80,6 +82,14 @@ def test_masks_are_labelled_on_every_grid(workers):
         expected = patch_labels(seen, grid)
         assert np.array_equal(found.label, expected.label)
         assert np.array_equal(found.purity, expected.purity)
+
+
+def test_patches_that_leave_pixels_out_are_labelled_by_what_they_see():
+    layout = Layout(special=(), grid=(3, 3), covered=(3, 3))
+    (image,) = decode(Squares(1), layouts=(layout,))
+    seen = np.repeat([[3, 3, 3, 5]], 4, axis=0).astype(np.int32)
+    assert image.patch_labels[3, 3].label.tolist() == seen[:3, :3].flatten().tolist()
+    assert (image.patch_labels[3, 3].purity == 1).all()
 
 
 def test_masks_are_left_alone_where_no_grid_is_asked_for():

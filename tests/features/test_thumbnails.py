@@ -39,7 +39,7 @@ def items(source, *refs):
 
 def test_a_thumbnail_is_what_the_model_saw(tmp_path):
     source, preprocessing = Squares(), Preprocessing(size=(32, 32), crop_share=0.875)
-    assert list(write_thumbnails(tmp_path, items(source), source, preprocessing)) == [1, 2, 3]
+    assert list(write_thumbnails(tmp_path, items(source), source, preprocessing.view)) == [1, 2, 3]
     view = np.asarray(preprocessing.view(source.load("0").pixels), dtype=float)
     found = np.asarray(read_thumbnail(tmp_path, f"{0:064x}"), dtype=float)
     assert found.shape == (32, 32, 3)
@@ -48,15 +48,17 @@ def test_a_thumbnail_is_what_the_model_saw(tmp_path):
 
 def test_what_is_there_is_not_made_again(tmp_path):
     source, preprocessing = Squares(), Preprocessing(size=(8, 8))
-    list(write_thumbnails(tmp_path, items(source, "1"), source, preprocessing))
+    list(write_thumbnails(tmp_path, items(source, "1"), source, preprocessing.view))
     source.loaded.clear()
-    list(write_thumbnails(tmp_path, items(source), source, preprocessing))
+    list(write_thumbnails(tmp_path, items(source), source, preprocessing.view))
     assert sorted(source.loaded) == ["0", "2"]
 
 
 def test_large_views_are_scaled_down_as_a_whole(tmp_path):
     source = Squares(size=(1200, 800))
-    list(write_thumbnails(tmp_path, items(source, "0"), source, Preprocessing(size=(400, 800))))
+    list(
+        write_thumbnails(tmp_path, items(source, "0"), source, Preprocessing(size=(400, 800)).view)
+    )
     assert read_thumbnail(tmp_path, f"{0:064x}").size == (384, 192)
 
 
@@ -66,7 +68,7 @@ def test_an_image_that_cannot_be_read_any_more_is_refused(tmp_path):
     with pytest.raises(
         FeatureIndexError, match=r"cannot be read: The image is truncated.*--images"
     ):
-        list(write_thumbnails(tmp_path, broken, source, Preprocessing(size=(8, 8))))
+        list(write_thumbnails(tmp_path, broken, source, Preprocessing(size=(8, 8)).view))
     assert not list((tmp_path / "thumbnails").glob("*"))
 
 

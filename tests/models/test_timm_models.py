@@ -376,6 +376,27 @@ def test_a_module_that_is_no_site_is_refused(site, reason):
         model.layout(site)
 
 
+@pytest.mark.parametrize(
+    ("size", "covered"), [((32, 32), None), ((37, 32), (32, 32)), ((39, 46), (32, 40))]
+)
+def test_pixels_that_no_patch_sees_are_known(make_vit, size, covered):
+    """A change of them changes no token, and one of any other pixel does."""
+    model = make_vit(img_size=size)
+    layout = model.layout("residual@1")
+    assert layout.covered == covered
+    height, width = covered or size
+    assert layout.grid == (height // 8, width // 8)
+    plain = torch.zeros(1, 3, *size)
+    outside, inside = plain.clone(), plain.clone()
+    outside[..., height:, :] = outside[..., :, width:] = 9.0
+    inside[..., height - 1, width - 1] = 9.0
+    before, *after = (
+        model.tokens(pixels, ["residual@1"])["residual@1"] for pixels in (plain, outside, inside)
+    )
+    assert torch.equal(after[0], before)
+    assert not torch.equal(after[1], before)
+
+
 def test_tokens_without_a_known_grid_are_refused():
     class NoGrid(Odd):
         def forward_features(self, pixels):

@@ -25,6 +25,7 @@ from jaxtyping import UInt8
 
 from visae.errors import ImageError
 from visae.images.source import ImageEntry, ImageSource, LoadedImage
+from visae.models.layout import Layout
 from visae.models.patch_labels import LabelledPatches, patch_labels
 from visae.models.preprocessing import Preprocessing
 
@@ -59,8 +60,8 @@ class Decoding:
     """Where they are."""
     preprocessing: Preprocessing
     """How they are scaled and cropped."""
-    grids: tuple[tuple[int, int], ...] = ()
-    """Rows and columns of the patch grids that masks are to be labelled on."""
+    layouts: tuple[Layout, ...] = ()
+    """Those whose patches masks are to be labelled on, one of each grid."""
     workers: int = 0
     """Processes that read them, 0 for threads of this process."""
     n_ahead: int = 64
@@ -82,10 +83,13 @@ class Decoding:
             return failure
 
     def _patch_labels(self, image: LoadedImage) -> dict[tuple[int, int], LabelledPatches]:
-        if image.mask is None or not self.grids:
+        if image.mask is None or not self.layouts:
             return {}
-        values = np.asarray(self.preprocessing.mask_view(image.mask), dtype=np.int32)
-        return {grid: patch_labels(values, grid) for grid in self.grids}
+        mask = self.preprocessing.mask_view(image.mask)
+        return {
+            layout.grid: patch_labels(np.asarray(layout.seen(mask), dtype=np.int32), layout.grid)
+            for layout in self.layouts
+        }
 
 
 def default_workers(*, on_gpu: bool, n_processes: int = 1) -> int:

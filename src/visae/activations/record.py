@@ -192,11 +192,11 @@ def _current(device: torch.device) -> contextlib.AbstractContextManager[object]:
 
 def _decoding(recording: _Recording) -> Decoding:
     plan = recording.plan
-    grids = {site.layout.grid for site in plan.sites} if plan.mask_classes is not None else set()
+    layouts = {site.layout.grid: site.layout for site in plan.sites}
     return Decoding(
         source=recording.source,
         preprocessing=plan.preprocessing,
-        grids=tuple(sorted(grids)),
+        layouts=tuple(layouts.values()) if plan.mask_classes is not None else (),
         workers=_n_workers(recording),
         n_ahead=2 * recording.config.batch_size,
     )

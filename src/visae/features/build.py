@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool
+from PIL import Image
 
 import visae
 from visae.activations.source import RecordedImages
@@ -280,5 +281,10 @@ def _write_thumbnails(work: _Work, source: RecordedImages) -> None:
     entry_of = {entry.ref: entry for entry in source.entries}
     rows = example_rows(work.out / "examples.safetensors")
     entries = [(entry_of[work.images.refs[row]], work.images.content_ids[row]) for row in rows]
-    for done in write_thumbnails(work.out, entries, source, work.plan.preprocessing):
+    preprocessing, layout = work.plan.preprocessing, work.plan.layout
+
+    def view(pixels: Image.Image) -> Image.Image:
+        return layout.seen(preprocessing.view(pixels))
+
+    for done in write_thumbnails(work.out, entries, source, view):
         work.report("thumbnails", done, len(entries), "images")

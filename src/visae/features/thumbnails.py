@@ -2,7 +2,7 @@
 
 import io
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -10,7 +10,6 @@ from PIL import Image, UnidentifiedImageError
 
 from visae.errors import FeatureIndexError, ImageError
 from visae.images.source import ImageEntry, ImageSource
-from visae.models.preprocessing import Preprocessing
 from visae.storage.atomic import write_bytes
 
 __all__ = ["read_thumbnail", "thumbnail_bytes", "thumbnail_path", "write_thumbnails"]
@@ -40,11 +39,12 @@ def write_thumbnails(
     folder: Path,
     entries: Sequence[tuple[ImageEntry, str]],
     source: ImageSource,
-    preprocessing: Preprocessing,
+    view: Callable[[Image.Image], Image.Image],
 ) -> Iterator[int]:
-    """Write the model's view of images (entry, content id) that are not there yet.
+    """Write what the patches see of images (entry, content id) that are not there yet.
 
-    Views larger than 384 pixels are scaled down as a whole. Yields how many are there, after each.
+    ``view`` gives that part of an image's pixels. What is larger than 384 pixels is scaled down as
+    a whole. Yields how many are there, after each.
 
     Raises:
         FeatureIndexError: when an image that was recorded cannot be read any more.
@@ -54,7 +54,7 @@ def write_thumbnails(
         entry, content_id = item
         path = thumbnail_path(folder, content_id)
         if not path.is_file():
-            write_bytes(path, _thumbnail(source, entry.ref, preprocessing))
+            write_bytes(path, _thumbnail(source, entry.ref, view))
 
     with ThreadPoolExecutor(_THREADS) as threads:
         for start in range(0, len(entries), 256):
@@ -95,16 +95,16 @@ def _damaged(folder: Path, content_id: str) -> FeatureIndexError:
     )
 
 
-def _thumbnail(source: ImageSource, ref: str, preprocessing: Preprocessing) -> bytes:
+def _thumbnail(source: ImageSource, ref: str, view: Callable[[Image.Image], Image.Image]) -> bytes:
     try:
-        view = preprocessing.view(source.load(ref).pixels)
+        shown = view(source.load(ref).pixels)
     except ImageError as failure:
         raise FeatureIndexError(
             f"A recorded image cannot be read: {failure.what}",
             where=failure.where or ref,
             fix="Restore it, or say where the images are with --images",
         ) from failure
-    view.thumbnail((_MAX_SIDE, _MAX_SIDE))
+    shown.thumbnail((_MAX_SIDE, _MAX_SIDE))
     data = io.BytesIO()
-    view.save(data, "WEBP", quality=_QUALITY, method=4)
+    shown.save(data, "WEBP", quality=_QUALITY, method=4)
     return data.getvalue()

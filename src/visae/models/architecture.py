@@ -62,6 +62,9 @@ class Architecture:
     """Names of the special tokens, which come first: ``cls``, ``register0``, …"""
     grids: tuple[tuple[int, int], ...] = ()
     """Rows and columns that the patches may have; the first that fits a site's tokens is it."""
+    patch_size: tuple[int, int] | None = None
+    """Height and width of a patch in pixels, where the patches of the first of ``grids`` lie side
+    by side from the top left corner."""
     stages: tuple[str, ...] = ()
     """Module paths that are listed as sites where no part of a block is one."""
     usual_form: Form = "channels first"

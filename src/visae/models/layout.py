@@ -1,9 +1,12 @@
 """Which token is which: special tokens first, then patches row by row."""
 
 import dataclasses
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from visae.errors import ModelError
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 __all__ = ["Layout", "TokenPolicy"]
 
@@ -18,6 +21,16 @@ class Layout:
     """Names of the special tokens, in order: ``cls``, ``register0``, …"""
     grid: tuple[int, int]
     """Rows and columns of the patch grid."""
+    covered: tuple[int, int] | None = None
+    """Height and width in pixels that the patches divide evenly, from the top left corner, where
+    the input is no multiple of the patch and they leave a rest out; null: they divide all of it."""
+
+    def seen(self, view: "Image.Image") -> "Image.Image":
+        """The part of a view (or mask) that the patches lie on."""
+        if self.covered is None:
+            return view
+        height, width = self.covered
+        return view.crop((0, 0, width, height))
 
     @property
     def n_special(self) -> int:

@@ -84,7 +84,7 @@ def _token_layout(
 ) -> Layout:
     """The layout of so many tokens: with the special tokens or, past a point, without."""
     layouts = [
-        Layout(special=names, grid=grid)
+        Layout(special=names, grid=grid, covered=_covered(architecture, grid, size))
         for names in (architecture.special, ())
         for grid in architecture.grids
     ]
@@ -100,6 +100,17 @@ def _token_layout(
         where=where,
         fix="Choose a site whose tokens lie on the model's patch grid",
     )
+
+
+def _covered(
+    architecture: Architecture, grid: tuple[int, int], size: tuple[int, int]
+) -> tuple[int, int] | None:
+    """What of the input the patches lie on, None where they leave nothing out."""
+    patch = architecture.patch_size
+    if patch is None or grid != architecture.grids[0]:
+        return None
+    covered = grid[0] * patch[0], grid[1] * patch[1]
+    return None if covered == size else covered
 
 
 def _check_known(layout: Layout, n_tokens: int, where: str) -> None:

@@ -176,6 +176,7 @@ def _transformer(tower: Any) -> Architecture:
         stem=tower.conv1,
         special=("cls",),
         grids=(_pair(tower.grid_size),),
+        patch_size=_pair(tower.patch_size),
         no_heads=_FUSED,
     )
 

@@ -62,6 +62,7 @@ def timm_architecture(network: nn.Module, size: tuple[int, int]) -> Architecture
         stem=_stem(trunk),
         special=_special_tokens(trunk),
         grids=_grids(trunk, size),
+        patch_size=_patch_size(trunk),
         stages=tuple(dict.fromkeys((*(str(info["module"]) for info in features), *layouts))),
         usual_form=_usual_form(network),
         layouts=layouts,
@@ -185,11 +186,16 @@ def _stage_layouts(network: nn.Module, size: tuple[int, int]) -> dict[str, Layou
 
 def _grids(network: nn.Module, size: tuple[int, int]) -> tuple[tuple[int, int], ...]:
     """The patch grids that the network may have: as its stem says, whole patches first."""
-    stem = _stem(network)
-    patch, known = getattr(stem, "patch_size", None), getattr(stem, "grid_size", None)
-    rows, columns = (patch, patch) if isinstance(patch, int) else patch or (None, None)
-    counted = (size[0] // rows, size[1] // columns) if rows and columns else None
+    patch, known = _patch_size(network), getattr(_stem(network), "grid_size", None)
+    counted = (size[0] // patch[0], size[1] // patch[1]) if patch else None
     return tuple((int(grid[0]), int(grid[1])) for grid in (counted, known) if grid)
+
+
+def _patch_size(network: nn.Module) -> tuple[int, int] | None:
+    """Height and width of a patch in pixels, as the stem says."""
+    patch = getattr(_stem(network), "patch_size", None)
+    rows, columns = (patch, patch) if isinstance(patch, int) else patch or (0, 0)
+    return (int(rows), int(columns)) if rows and columns else None
 
 
 def _preprocessing(data_config: dict[str, Any], name: str) -> Preprocessing:

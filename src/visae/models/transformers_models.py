@@ -156,6 +156,7 @@ def transformers_architecture(
         stem=tower.get_submodule(family.parts.stem),
         special=_special(config, family),
         grids=((size[0] // patch_rows, size[1] // patch_columns),),
+        patch_size=(patch_rows, patch_columns),
     )
 
 

@@ -233,7 +233,7 @@ def _images(
                 where=store.images.refs[one.row],
                 fix="Restore it, or run the experiment again",
             )
-        view = store.record.preprocessing.view(loaded.pixels)
+        view = layout.seen(store.record.preprocessing.view(loaded.pixels))
         tokens = store.image(site, one.row, "patches").float()
         active = sae.feature_activations(tokens, [result.selection.feature])[:, 0]
         grid = active.reshape(layout.grid).numpy()
