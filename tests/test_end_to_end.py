@@ -36,7 +36,8 @@ def lab(make_planted_lab, tmp_path_factory):
         )
         for seed in (0, 1)
     ]
-    config = TrainConfig(n_tokens=60_000, batch_size=256)
+    # An order of the tokens in which one feature takes the concept; in others, two share it.
+    config = TrainConfig(n_tokens=60_000, batch_size=256, data_seed=3)
     train(lab.store, SITE, runs, lab.folder / "saes", config=config)
     lab.trained = lab.folder / "saes" / "seed0"
     lab.index = build_index(

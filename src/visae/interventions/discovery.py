@@ -212,7 +212,9 @@ def select(
     position = {name: index for index, name in enumerate(classes)}
     indices = torch.tensor([position.get(label or "", -1) for label in labels])
     scores = live_precision(profiles, indices, len(classes))[:, position[rule.class_name]]
-    order = torch.argsort(scores, descending=True, stable=True).tolist()
+    rarest_first = torch.argsort(profiles.density, stable=True)
+    by_score = torch.argsort(scores[rarest_first], descending=True, stable=True)
+    order = rarest_first[by_score].tolist()
     second = order[1] if int((profiles.density > 0).sum()) > 1 else None
     return Selection(
         feature=order[0],

@@ -65,7 +65,8 @@ class BestForClass:
     kind: Literal["best-for-class"] = "best-for-class"
     """Always ``best-for-class``."""
     class_name: str
-    """The class; features are ranked by average precision of their largest activation."""
+    """The class; features are ranked by average precision of their largest activation, those of
+    equal precision by how few tokens they fire on."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
