@@ -128,12 +128,19 @@ def joined_ranks() -> Iterator[Ranks]:
     Objects travel by gloo, tensors on GPUs by NCCL.
 
     Raises:
-        ConfigError: when only some of torchrun's variables are set.
+        ConfigError: when only some of torchrun's variables are set, or not to numbers.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if os.environ.get("WORLD_SIZE", "1") == "1":
         yield Ranks()
         return
     missing = [name for name in _VARIABLES if name not in os.environ]
+    numbers = [os.environ.get(name, "") for name in _VARIABLES if name != "MASTER_ADDR"]
+    if not missing and not all(number.isdecimal() for number in numbers):
+        raise ConfigError(
+            "A variable of torchrun is not a number",
+            where=", ".join(f"{name}={os.environ[name]}" for name in _VARIABLES),
+            fix="Start several processes with torchrun, or unset WORLD_SIZE",
+        )
     if missing:
         raise ConfigError(
             "WORLD_SIZE is set and other variables of torchrun are not",

@@ -129,6 +129,12 @@ def _is_one_of(
     title: str, names: tuple[str, ...], column: tuple[str | None, ...], store: StoredTokens
 ) -> Bool[np.ndarray, " image"]:
     known = {name for name in column if name is not None}
+    if not known:
+        raise StoreError(
+            f"The images of this store have no {title}s",
+            where=store.folder,
+            fix="Leave this filter out, or record images that have them",
+        )
     for name in names:
         if name not in known:
             raise StoreError(
