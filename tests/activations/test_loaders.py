@@ -289,7 +289,7 @@ def test_what_the_buffer_holds_already_is_not_read_again(store, monkeypatch):
 
 def test_no_thread_is_left_behind(store):
     take(loader(store, 20, 20), 3)
-    assert not [t.name for t in threading.enumerate() if t.name.startswith("visae")]
+    assert not [t.name for t in threading.enumerate() if t.name.startswith("visae-mixing")]
 
 
 # Errors
