@@ -91,6 +91,18 @@ def test_half_of_torchruns_variables_are_refused(monkeypatch, alone):
         pass
 
 
+@pytest.mark.parametrize("world_size", ["two", "-2", ""])
+def test_variables_that_are_no_numbers_are_refused(monkeypatch, alone, world_size):
+    for name in TORCHRUN:
+        monkeypatch.setenv(name, "0")
+    monkeypatch.setenv("WORLD_SIZE", world_size)
+    with (
+        pytest.raises(ConfigError, match=rf"not a number.*WORLD_SIZE={world_size},.*torchrun"),
+        joined_ranks(),
+    ):
+        pass
+
+
 def test_each_process_has_a_gpu_of_its_own(monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     ranks = Ranks(rank=5, world_size=8, local_rank=1, n_local=4)

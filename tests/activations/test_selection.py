@@ -239,6 +239,12 @@ def test_less_than_a_batch_is_refused(store):
         ShuffledTokens(store, SITE, where=TokenFilter(images=(2,)), batch_size=14)
 
 
+def test_images_without_any_label_are_told_from_a_misspelt_one(tmp_path, store_of):
+    bare = store_of(tmp_path / "bare", {SITE: numbered()}, special=("cls",), grid=GRID)
+    with pytest.raises(StoreError, match="The images of this store have no labels"):
+        ShuffledTokens(bare, SITE, where=TokenFilter(labels=("a",)), batch_size=14)
+
+
 @pytest.mark.parametrize(
     ("conditions", "said"),
     [
