@@ -64,7 +64,8 @@ def load_round(started, arguments, n_tokens):
         found = started[name].ask(do="run", n_batches=wanted, **options)
         rates[name] = found["tokens"] / found["seconds"]
     after = started["files"].ask(do="run")
-    rates["files"] = n_tokens * 2 / (before["seconds"] + after["seconds"])
+    for name, key in (("files", "seconds"), ("files, new memory each", "fresh_seconds")):
+        rates[name] = n_tokens * 2 / (before[key] + after[key])
     return rates
 
 
